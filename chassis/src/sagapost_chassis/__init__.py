@@ -1,0 +1,1 @@
+"""Mechanisms every service needs: settings, database, outbox, inbox, broker, telemetry, problems."""

@@ -1,0 +1,150 @@
+"""RabbitMQ connections and confirmed publishing; it must not know what a message means."""
+
+import asyncio
+import random
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Final, Self
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import aio_pika
+import pamqp.commands
+import pamqp.exceptions
+from aio_pika import abc, exceptions
+
+from sagapost_chassis import errors
+from sagapost_contracts import envelope
+
+CONNECT_TIMEOUT_S: Final = 5
+PUBLISH_TIMEOUT_S: Final = 10
+BROKEN: Final = (exceptions.AMQPError, pamqp.exceptions.PAMQPException, OSError, RuntimeError, TimeoutError)
+
+HeaderValue = str | int
+
+
+class BrokerUnavailableError(errors.TransientError):
+    """The broker is gone, blocked or too slow; what was published may or may not have arrived."""
+
+
+class UnroutableError(errors.TransientError):
+    """The broker has no queue for this routing key: a binding is missing."""
+
+
+def backoff_s(failures: int) -> float:
+    """Full jitter: a random wait up to 0.2 s doubled per failure, at most 5 s."""
+    return random.uniform(0.05, min(5.0, 0.2 * 2 ** min(failures, 6)))  # noqa: S311
+
+
+def _with_heartbeat(url: str) -> str:
+    # the client's default of 60 s notices a half-open connection only after minutes
+    parts = urlsplit(url)
+    query = {"heartbeat": "5"} | dict(parse_qsl(parts.query))
+    return urlunsplit(parts._replace(query=urlencode(query)))
+
+
+async def connect(url: str, name: str) -> abc.AbstractConnection:
+    """Open a plain connection; `name` shows in the broker's management page.
+
+    Raises:
+        BrokerUnavailableError: no connection within `CONNECT_TIMEOUT_S` seconds.
+
+    """
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            return await aio_pika.connect(_with_heartbeat(url), client_properties={"connection_name": name})
+    except BROKEN as exc:
+        raise BrokerUnavailableError(f"no connection to the broker: {type(exc).__name__}: {exc}") from exc
+
+
+async def close(connection: abc.AbstractConnection) -> None:
+    """Close a connection, broken or not, within two seconds."""
+    try:
+        async with asyncio.timeout(2):
+            await connection.close()
+    except BROKEN:
+        return
+
+
+class Publisher:
+    """A connection of its own for publishing; each publish is persistent, mandatory and confirmed."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self._url = url
+        self._name = name
+        self._lock = asyncio.Lock()
+        self._connection: abc.AbstractConnection | None = None
+        self._channel: abc.AbstractChannel | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._drop()
+
+    async def check(self) -> bool:
+        """Tell whether the broker can be reached."""
+        await self._open()
+        return True
+
+    async def _open(self) -> abc.AbstractChannel:
+        async with self._lock:
+            if self._channel is not None and not self._channel.is_closed:
+                return self._channel
+            await self._drop()
+            self._connection = await connect(self._url, self._name)
+            self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
+            return self._channel
+
+    async def _drop(self) -> None:
+        connection, self._connection, self._channel = self._connection, None, None
+        if connection is not None:
+            await close(connection)
+
+    async def publish(self, message: aio_pika.Message, *, exchange: str, routing_key: str) -> None:
+        """Publish and wait until the broker has stored the message.
+
+        Raises:
+            BrokerUnavailableError: unknown whether it arrived; publish again with the same message id.
+            UnroutableError: it did not arrive anywhere.
+
+        """
+        try:
+            async with asyncio.timeout(PUBLISH_TIMEOUT_S):
+                channel = await self._open()
+                target = channel.default_exchange if exchange == "" else await channel.get_exchange(exchange, ensure=False)
+                result = await target.publish(message, routing_key, mandatory=True)
+        except exceptions.PublishError as exc:
+            raise UnroutableError(f"no queue takes {routing_key!r} from exchange {exchange!r}") from exc
+        except BROKEN as exc:
+            await self._drop()  # a late confirm must not be taken for another message's
+            raise BrokerUnavailableError(f"not confirmed: {type(exc).__name__}: {exc}") from exc
+        if not isinstance(result, pamqp.commands.Basic.Ack):
+            raise BrokerUnavailableError(f"the broker answered {type(result).__name__} instead of a confirm")
+
+
+def message_of(sealed: envelope.Envelope) -> aio_pika.Message:
+    """Make the AMQP message of an envelope."""
+    return make_message(
+        sealed.body,
+        message_id=str(sealed.message_id),
+        type_name=sealed.type,
+        correlation_id=sealed.correlation_id,
+        time=sealed.time,
+        headers=sealed.headers(),
+    )
+
+
+def make_message(
+    body: bytes, *, message_id: str, type_name: str, correlation_id: str, time: datetime, headers: Mapping[str, HeaderValue]
+) -> aio_pika.Message:
+    """Make a persistent JSON message; the client's own default is not persistent."""
+    return aio_pika.Message(
+        body,
+        headers=dict(headers),
+        content_type="application/json",
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        message_id=message_id,
+        correlation_id=correlation_id,
+        timestamp=time,
+        type=type_name,
+    )

@@ -1,0 +1,141 @@
+"""PostgreSQL: one pool per process, one way to write, rows as Structs; it must not know any table of a service."""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
+
+import msgspec
+import psycopg
+import psycopg_pool
+from psycopg import conninfo
+
+from sagapost_chassis import errors, settings
+
+S = TypeVar("S", bound=msgspec.Struct)
+Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+Pool = psycopg_pool.AsyncConnectionPool[Connection]
+
+# serialization failure, deadlock, lock not available, cancelled or shut down, connection lost
+_RETRYABLE: Final = ("40001", "40P01", "55P03", "57P0", "57014", "08", "53300")
+_TIMEOUTS: Final = "-c statement_timeout=10000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=30000"
+
+
+class UnavailableError(errors.TransientError):
+    """The database does not answer, or every connection is taken."""
+
+
+class CommitUnknownError(errors.TransientError):
+    """The connection broke during COMMIT: the transaction may or may not have happened."""
+
+
+def dsn_of(url: str, name: str) -> str:
+    """Complete a connection URL with the timeouts and keepalives every connection has (seconds; tcp_user_timeout in ms)."""
+    given = {key: str(value) for key, value in conninfo.conninfo_to_dict(url).items() if value is not None}
+    defaults = {
+        "application_name": name,
+        "connect_timeout": "3",
+        "keepalives": "1",
+        "keepalives_idle": "5",
+        "keepalives_interval": "2",
+        "keepalives_count": "3",
+        "tcp_user_timeout": "10000",
+        "options": _TIMEOUTS,
+    }
+    return conninfo.make_conninfo("", **(defaults | given))
+
+
+@asynccontextmanager
+async def open_pool(url: str, name: str, *, max_size: int = 10) -> AsyncGenerator[Pool]:
+    """Open a pool of autocommit connections; it starts without the database and reconnects within seconds."""
+    pool = Pool(
+        dsn_of(url, name),
+        connection_class=Connection,
+        kwargs={"autocommit": True},
+        min_size=1,
+        max_size=max_size,
+        max_waiting=200,
+        timeout=2,
+        reconnect_timeout=5,  # the default backs off to minutes after an outage
+        check=Pool.check_connection,
+        open=False,
+        name=name,
+    )
+    await pool.open(wait=False)
+    try:
+        yield pool
+    finally:
+        await pool.close(timeout=5)
+
+
+async def require(url: str, name: str) -> None:
+    """Connect once at start, or end the start with a sentence that says what to do (exit code 2)."""
+    try:
+        async with await Connection.connect(dsn_of(url, name)) as conn:
+            await conn.execute("SELECT 1")
+    except psycopg.OperationalError as exc:
+        reason = str(exc).strip().splitlines()[-1]
+        settings.exit_with(
+            f"the database at {settings.without_password(url)} cannot be used: {reason}; "
+            "start it (./sagapost up) or correct SAGAPOST_DATABASE_URL"
+        )
+
+
+@asynccontextmanager
+async def connection(pool: Pool) -> AsyncGenerator[Connection]:
+    """Borrow a connection for reading.
+
+    Raises:
+        UnavailableError: nothing free in time, or the database is gone.
+
+    """
+    try:
+        async with pool.connection() as conn:
+            yield conn
+    except (psycopg_pool.PoolTimeout, psycopg_pool.TooManyRequests, psycopg_pool.PoolClosed) as exc:
+        raise UnavailableError("no database connection in time") from exc
+    except psycopg.Error as exc:
+        if not is_retryable(exc):
+            raise
+        raise UnavailableError(f"the database gave up: {type(exc).__name__}") from exc
+
+
+@asynccontextmanager
+async def transaction(pool: Pool) -> AsyncGenerator[Connection]:
+    """Run the one transaction of a use case; it commits at the end of the block and rolls back on any exception.
+
+    Raises:
+        UnavailableError: nothing was written; the whole transaction may be repeated.
+        CommitUnknownError: the connection broke while committing; read again before repeating.
+
+    """
+    committing = False
+    try:
+        async with connection(pool) as conn, conn.transaction():
+            yield conn
+            committing = True
+    except UnavailableError as exc:
+        if committing and isinstance(exc.__cause__, psycopg.Error) and exc.__cause__.sqlstate is None:
+            raise CommitUnknownError("the connection broke during COMMIT") from exc
+        raise
+
+
+def is_retryable(exc: psycopg.Error) -> bool:
+    """Tell whether repeating the whole transaction can help."""
+    state = exc.sqlstate
+    if state is None:
+        return isinstance(exc, (psycopg.OperationalError, psycopg.InterfaceError))
+    return state.startswith(_RETRYABLE)
+
+
+def struct_row(cls: type[S]) -> Callable[[psycopg.AsyncCursor[Any]], Callable[[Sequence[Any]], S]]:
+    """Make a row factory that converts each row to `cls` by column name, enums included."""
+
+    def factory(cursor: psycopg.AsyncCursor[Any]) -> Callable[[Sequence[Any]], S]:
+        names = [column.name for column in cursor.description or ()]
+
+        def make(values: Sequence[Any]) -> S:
+            return msgspec.convert(dict(zip(names, values, strict=True)), cls)
+
+        return make
+
+    return factory

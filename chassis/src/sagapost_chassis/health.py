@@ -1,0 +1,53 @@
+"""Health over HTTP: live never touches a dependency, ready asks the ones it is given."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import litestar
+import msgspec
+
+from sagapost_chassis import telemetry
+
+Check = Callable[[], Awaitable[bool]]
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """`status` is "ok" or "unready"; `failing` and `degraded` name dependencies."""
+
+    service: str
+    status: str = "ok"
+    failing: list[str] = []
+    degraded: list[str] = []
+
+
+async def _failing(checks: Mapping[str, Check]) -> list[str]:
+    async def passes(name: str, check: Check) -> bool:
+        try:
+            async with asyncio.timeout(2):
+                return await check()
+        except Exception as exc:  # whatever is wrong with a dependency, the answer is "not ready"
+            telemetry.log.warning("health.failed", dependency=name, reason=f"{type(exc).__name__}: {exc}")
+            return False
+
+    outcomes = await asyncio.gather(*(passes(name, check) for name, check in checks.items()))
+    return [name for name, passed in zip(checks, outcomes, strict=True) if not passed]
+
+
+def routes(service: str, required: Mapping[str, Check], degrading: Mapping[str, Check] | None = None) -> list[Any]:
+    """Give the handlers of `GET /`, `/health`, `/health/live` and `/health/ready`; a failing `degrading` check only shows."""
+
+    @litestar.get(["/", "/health/live"], sync_to_thread=False, opt={"quiet": True})
+    def live() -> Health:
+        """Say that the process runs."""
+        return Health(service=service)
+
+    @litestar.get(["/health/ready", "/health"], opt={"quiet": True})
+    async def ready() -> litestar.Response[Health]:
+        """Say whether the process can do its work."""
+        failing = await _failing(required)
+        degraded = await _failing(degrading or {})
+        body = Health(service=service, status="unready" if failing else "ok", failing=failing, degraded=degraded)
+        return litestar.Response(body, status_code=503 if failing else 200)
+
+    return [live, ready]

@@ -1,0 +1,88 @@
+"""A process's life: settings and loop at start, SIGTERM and Ctrl-C drain and end with exit code 0."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from typing import Final
+
+import prometheus_client
+import uvicorn
+import uvloop
+from litestar import types
+
+from sagapost_chassis import settings, telemetry
+
+GRACE_S: Final = 25  # longer than one provider call, shorter than what orchestrators grant
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its own signal handlers: the process drains as a whole."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+def run(service: str, common: settings.Common, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    """Run `main(stop)` until it returns; the event is set at SIGTERM or SIGINT, and a second signal ends it at once."""
+    telemetry.configure(service, common.log_level)
+    if common.metrics_port:
+        prometheus_client.start_http_server(common.metrics_port, addr=common.host)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_supervise(service, main))
+
+
+async def _supervise(service: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    stop = asyncio.Event()
+    task = asyncio.ensure_future(main(stop))
+
+    def on_signal() -> None:
+        if stop.is_set():
+            task.cancel()
+        telemetry.log.info("process.stopping", service=service)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    telemetry.log.info("process.started", service=service)
+    watch = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+    watch.cancel()
+    done, _ = await asyncio.wait({task}, timeout=GRACE_S)
+    if not done:
+        telemetry.log.warning("process.grace_over", service=service, grace_s=GRACE_S)
+        task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
+    telemetry.log.info("process.stopped", service=service)
+
+
+async def serve(app: types.ASGIApp, host: str, port: int, stop: asyncio.Event) -> None:
+    """Serve HTTP until `stop` is set, then finish the requests under way."""
+    server = _Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=True,
+            timeout_graceful_shutdown=10,
+            timeout_keep_alive=30,
+            lifespan="off",
+        )
+    )
+    task = asyncio.ensure_future(server.serve())
+    watch = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        await task
+    finally:
+        watch.cancel()
+        server.should_exit = True

@@ -1,0 +1,94 @@
+"""Logs, traces and metrics: one JSON line per request or message, one trace id from the HTTP request to the mail."""
+
+import sys
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Final
+
+import prometheus_client
+import structlog
+from opentelemetry import context, trace
+from opentelemetry.sdk import resources
+from opentelemetry.sdk import trace as sdk
+from opentelemetry.trace.propagation import tracecontext
+
+_PROPAGATOR: Final = tracecontext.TraceContextTextMapPropagator()
+_LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+log: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()
+
+HANDLED: Final = prometheus_client.Histogram(
+    "sagapost_handled_seconds", "Requests and messages by name and outcome, in seconds", ["kind", "name", "outcome"]
+)
+
+
+def configure(service: str, level: str = "info") -> None:
+    """Set up JSON logs on standard error and the tracer of this process, once, from main."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+            _add_trace,
+            structlog.processors.dict_tracebacks,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS.get(level, 20)),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(service=service)
+    trace.set_tracer_provider(sdk.TracerProvider(resource=resources.Resource.create({"service.name": f"sagapost-{service}"})))
+
+
+def _add_trace(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    current = trace.get_current_span().get_span_context()
+    if current.is_valid:
+        event.setdefault("trace_id", f"{current.trace_id:032x}")
+    return event
+
+
+def current_traceparent() -> str | None:
+    """Give the W3C traceparent of the running span, or None outside of any."""
+    carrier: dict[str, str] = {}
+    _PROPAGATOR.inject(carrier)
+    return carrier.get("traceparent")
+
+
+def current_trace_id() -> str | None:
+    """Give the 32 hexadecimal digits of the running trace, or None outside of any."""
+    current = trace.get_current_span().get_span_context()
+    return f"{current.trace_id:032x}" if current.is_valid else None
+
+
+@contextmanager
+def span(name: str, kind: trace.SpanKind, traceparent: str | None) -> Generator[None]:
+    """Run the block in a span that continues `traceparent` when there is a valid one."""
+    parent = _PROPAGATOR.extract({"traceparent": traceparent}) if traceparent else context.Context()
+    with trace.get_tracer("sagapost").start_as_current_span(name, context=parent, kind=kind):
+        yield
+
+
+@contextmanager
+def canonical(event: str, kind: str, name: str, **fields: object) -> Generator[dict[str, object]]:
+    """Log one line for what the block handled; the block adds to the yielded fields, `outcome` among them."""
+    started = time.perf_counter()
+    line: dict[str, object] = {"outcome": "ok", **fields}
+    try:
+        yield line
+    except BaseException:
+        line["outcome"] = "error"
+        raise
+    finally:
+        elapsed_s = time.perf_counter() - started
+        HANDLED.labels(kind, name, str(line["outcome"])).observe(elapsed_s)
+        log.info(event, name=name, duration_ms=round(elapsed_s * 1000, 1), **line)
+
+
+def headers_of(headers: Mapping[str, object], name: str) -> str | None:
+    """Read one text header; brokers hand out str or bytes."""
+    value = headers.get(name)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value if isinstance(value, str) else None

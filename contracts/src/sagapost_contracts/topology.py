@@ -1,0 +1,68 @@
+"""Exchanges, queues and bindings as data; it must not know a client library."""
+
+from typing import Final
+
+import msgspec
+
+EXCHANGE: Final = "ecommerce_events"
+DEAD_LETTER_EXCHANGE: Final = "ecommerce_events.dlx"
+PAYMENT_QUEUE: Final = "payment_service_queue"
+EMAIL_QUEUE: Final = "email_service_queue"
+ORDER_QUEUE: Final = "order_updates_queue"
+RETRY_DELAYS_S: Final = (1, 5, 30, 120, 600)
+DELIVERY_LIMIT: Final = 20  # a backstop against messages that kill the process, not the retry mechanism
+
+BINDINGS: Final[dict[str, tuple[str, ...]]] = {
+    PAYMENT_QUEUE: ("order.order.created", "order.payment.cancel_requested"),
+    EMAIL_QUEUE: ("payment.payment.processed", "order.order.cancelled", "order.notification.requested"),
+    ORDER_QUEUE: ("payment.*.*", "email.email.*"),
+}
+WORK_QUEUES: Final = tuple(BINDINGS)
+
+
+class Queue(msgspec.Struct, frozen=True, kw_only=True):
+    """A durable quorum queue with its arguments and its bindings as (exchange, routing key)."""
+
+    name: str
+    arguments: dict[str, str | int]
+    bindings: tuple[tuple[str, str], ...] = ()
+
+
+def retry_queue(queue: str, delay_s: int) -> str:
+    """Name the queue where a message of `queue` waits for `delay_s` seconds."""
+    return f"{queue}.retry.{delay_s}s"
+
+
+def dead_letter_queue(queue: str) -> str:
+    """Name the queue for what `queue` could not process."""
+    return f"{queue}.dlq"
+
+
+def _dead_lettering(exchange: str, routing_key: str) -> dict[str, str | int]:
+    # at-least-once needs reject-publish: the broker keeps the message until the target has confirmed it
+    return {
+        "x-queue-type": "quorum",
+        "x-dead-letter-exchange": exchange,
+        "x-dead-letter-routing-key": routing_key,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+
+
+def queues(retry_delays_s: tuple[int, ...] = RETRY_DELAYS_S) -> tuple[Queue, ...]:
+    """List every queue: each work queue, its retry ladder and its dead-letter queue."""
+    found: list[Queue] = []
+    for name, keys in BINDINGS.items():
+        found.append(
+            Queue(
+                name=name,
+                arguments={**_dead_lettering(DEAD_LETTER_EXCHANGE, name), "x-delivery-limit": DELIVERY_LIMIT},
+                bindings=tuple((EXCHANGE, key) for key in keys),
+            )
+        )
+        found.extend(
+            Queue(name=retry_queue(name, delay_s), arguments={**_dead_lettering("", name), "x-message-ttl": delay_s * 1000})
+            for delay_s in retry_delays_s
+        )
+        found.append(Queue(name=dead_letter_queue(name), arguments={"x-queue-type": "quorum"}, bindings=((DEAD_LETTER_EXCHANGE, name),)))
+    return tuple(found)

@@ -1,0 +1,55 @@
+"""Runs the database migrations; it must not know what they contain."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+import alembic.command
+import alembic.config
+import alembic.runtime.migration
+import alembic.script
+import sqlalchemy
+import sqlalchemy.pool
+
+DATABASES: Final = ("order", "payment")
+_LOCK: Final = 0x5A6A  # one migration per database at a time
+
+
+def folder() -> Path:
+    """Find the migrations: SAGAPOST_MIGRATIONS, or beside this checkout's members."""
+    return Path(os.environ.get("SAGAPOST_MIGRATIONS") or Path(__file__).parents[3] / "migrations")
+
+
+def _config(database: str) -> alembic.config.Config:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(folder()).replace("%", "%%"))
+    config.set_main_option("path_separator", "newline")
+    config.set_main_option("version_locations", str(folder() / database).replace("%", "%%"))
+    return config
+
+
+def _engine(url: str) -> sqlalchemy.Engine:
+    return sqlalchemy.create_engine("postgresql+psycopg://" + url.partition("://")[2], poolclass=sqlalchemy.pool.NullPool)
+
+
+def upgrade(url: str, database: str) -> str:
+    """Bring a database to its newest revision and return that; concurrent calls wait for each other.
+
+    Raises:
+        sqlalchemy.exc.OperationalError: the database does not answer.
+
+    """
+    config = _config(database)
+    with _engine(url).connect() as connection:
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
+        connection.commit()
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, "head")
+        return current(url, database)[0] or ""
+
+
+def current(url: str, database: str) -> tuple[str | None, str | None]:
+    """Give a database's revision and the newest one there is."""
+    newest = alembic.script.ScriptDirectory.from_config(_config(database)).get_current_head()
+    with _engine(url).connect() as connection:
+        return alembic.runtime.migration.MigrationContext.configure(connection).get_current_revision(), newest

@@ -1,0 +1,1 @@
+"""Tails one outbox and publishes it to RabbitMQ."""

@@ -1,0 +1,98 @@
+"""Every message that was ever sent stays readable, and what we send today is what we sent then."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from sagapost_contracts import envelope, topology
+
+GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.json"))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+
+
+def test_every_message_type_has_a_golden_file() -> None:
+    """No message type goes without a frozen example of each of its versions."""
+    wanted = {f"{name}.v{version}" for name, cls in envelope.TYPES.items() for version in range(1, cls.version + 1)}
+
+    assert {path.stem for path in GOLDEN} == wanted
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_a_golden_message_decodes_and_encodes_to_itself(path: Path) -> None:
+    """A stored message decodes to its Struct, and the Struct encodes to the stored bytes' meaning."""
+    stored = _load(path)
+
+    message = envelope.decode(stored["type"], stored["headers"]["schema-version"], json.dumps(stored["body"]).encode())
+    sealed = envelope.seal(
+        message,
+        message_id=UUID(stored["headers"]["cloudEvents:id"]),
+        source=stored["headers"]["cloudEvents:source"],
+        time=msgspec.convert(stored["headers"]["cloudEvents:time"], type=datetime),
+        causation_id=None,
+        traceparent=stored["headers"]["traceparent"],
+    )
+
+    assert json.loads(sealed.body) == stored["body"]
+    assert sealed.headers() == stored["headers"]
+    assert sealed.routing_key == stored["routing_key"]
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_unknown_fields_are_ignored(path: Path) -> None:
+    """A newer writer may add fields without breaking this reader."""
+    stored = _load(path)
+
+    body = json.dumps(stored["body"] | {"from_the_future": [1, 2]}).encode()
+
+    assert envelope.decode(stored["type"], 1, body).order_id == stored["body"]["order_id"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "body"),
+    [
+        ("NoSuchEvent", 1, b"{}"),
+        (None, 1, b"{}"),
+        ("EmailSent", 2, b"{}"),
+        ("EmailSent", None, b"{}"),
+        ("EmailSent", "1", b"{}"),
+        ("EmailSent", 1, b"{}"),
+        ("EmailSent", 1, b"\xff\xfe"),
+        ("EmailSent", 1, b"[" * 100_000),
+        ("EmailSent", 1, b""),
+    ],
+)
+def test_what_cannot_be_read_is_named_and_never_guessed(kind: str | None, version: object, body: bytes) -> None:
+    """An unknown type, another version or a broken body is an UndecodableError, whatever the bytes."""
+    with pytest.raises(envelope.UndecodableError):
+        envelope.decode(kind, version, body)
+
+
+@pytest.mark.parametrize("amount", ["NaN", "Infinity", "-1", "1e3", "1.999", "12345678901", "", "one"])
+def test_an_amount_that_is_not_exact_is_refused(amount: str) -> None:
+    """Money on the wire has at most ten digits and two places, no sign, no exponent."""
+    stored = _load(next(path for path in GOLDEN if path.stem == "PaymentProcessed.v1"))
+
+    body = json.dumps(stored["body"] | {"amount": amount}).encode()
+
+    with pytest.raises(envelope.UndecodableError):
+        envelope.decode("PaymentProcessed", 1, body)
+
+
+def test_every_message_type_is_bound_to_a_queue() -> None:
+    """No message is published that no queue takes."""
+
+    def matches(pattern: str, key: str) -> bool:
+        pairs = zip(pattern.split("."), key.split("."), strict=True)
+        return all(wanted in ("*", word) for wanted, word in pairs)
+
+    for cls in envelope.TYPES.values():
+        bound = [queue for queue, patterns in topology.BINDINGS.items() for pattern in patterns if matches(pattern, cls.key)]
+        assert bound, cls.key
