@@ -114,7 +114,9 @@ async def transaction(pool: Pool) -> AsyncGenerator[Connection]:
             yield conn
             committing = True
     except UnavailableError as exc:
-        if committing and isinstance(exc.__cause__, psycopg.Error) and exc.__cause__.sqlstate is None:
+        # a shutdown can also be told after the local commit, while a synchronous standby is waited for
+        state = exc.__cause__.sqlstate if isinstance(exc.__cause__, psycopg.Error) else ""
+        if committing and (state is None or state.startswith(("57P", "08"))):
             raise CommitUnknownError("the connection broke during COMMIT") from exc
         raise
 

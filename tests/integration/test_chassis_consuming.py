@@ -1,0 +1,235 @@
+"""The consume loop against a real broker: acknowledged after the effect, retried on the ladder, dead-lettered with the reason."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import aio_pika
+import pytest
+
+from sagapost_chassis import amqp, consuming, errors, ids
+from sagapost_contracts import envelope, events, topology
+from sagapost_sandbox.testing import polling, servers
+
+pytestmark = pytest.mark.anyio
+QUEUE = topology.PAYMENT_QUEUE
+
+
+def _sealed() -> envelope.Envelope:
+    command = events.CancelPayment(order_id=7, saga_id=ids.uuid7(), reason="test", saga_version=1)
+    return envelope.seal(command, message_id=ids.uuid7(), source="test", time=datetime.now(UTC), causation_id=None, traceparent=None)
+
+
+@asynccontextmanager
+async def _consuming(url: str, handler: consuming.Handler, delays_s: tuple[int, ...] = (1, 5)) -> AsyncGenerator[amqp.Publisher]:
+    """Run a consumer of the payment queue around the block, and stop it as a deployment does."""
+    stop = asyncio.Event()
+    async with amqp.Publisher(url, "test") as publisher:
+        consumer = consuming.Consumer(url, QUEUE, {events.CancelPayment: handler}, publisher, retry_delays_s=delays_s)
+        task = asyncio.create_task(consumer.run(stop))
+        await polling.eventually(consumer.check)
+        yield publisher
+        stop.set()
+        await task
+
+
+async def _take(url: str, queue: str, deadline_s: float = 15) -> aio_pika.abc.AbstractIncomingMessage:
+    connection = await aio_pika.connect(url)
+    async with connection:
+        channel = await connection.channel()
+        source = await channel.get_queue(queue)
+
+        async def got() -> tuple[aio_pika.abc.AbstractIncomingMessage, ...]:
+            found = await source.get(no_ack=True, fail=False)
+            return (found,) if found else ()
+
+        return (await polling.eventually(got, deadline_s))[0]
+
+
+async def _depth(url: str, queue: str) -> int:
+    connection = await aio_pika.connect(url)
+    async with connection:
+        channel = await connection.channel()
+        declared = await channel.declare_queue(queue, passive=True)
+        return declared.declaration_result.message_count or 0
+
+
+async def test_a_handled_message_is_acknowledged_and_gone(vhost: str) -> None:
+    """What a handler finished is neither on the queue nor delivered again."""
+    seen: list[consuming.Delivery] = []
+
+    async def handler(delivery: consuming.Delivery) -> None:
+        seen.append(delivery)
+
+    sealed = _sealed()
+    async with _consuming(vhost, handler) as publisher:
+        await publisher.publish(amqp.message_of(sealed), exchange=topology.EXCHANGE, routing_key=sealed.routing_key)
+        await polling.eventually(lambda: _is(len(seen) == 1))
+
+    assert (seen[0].message_id, seen[0].attempt, seen[0].message.order_id) == (sealed.message_id, 1, 7)
+    assert await _depth(vhost, QUEUE) == 0
+
+
+async def test_a_message_is_not_acknowledged_before_its_handler_returned(vhost: str) -> None:
+    """A consumer that dies inside a handler leaves the message to the next one."""
+    entered = asyncio.Event()
+
+    async def hanging(_: consuming.Delivery) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    sealed = _sealed()
+    async with amqp.Publisher(vhost, "test") as publisher:
+        consumer = consuming.Consumer(vhost, QUEUE, {events.CancelPayment: hanging}, publisher)
+        task = asyncio.create_task(consumer.run(asyncio.Event()))
+        await publisher.publish(amqp.message_of(sealed), exchange=topology.EXCHANGE, routing_key=sealed.routing_key)
+        await entered.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    again = await _take(vhost, QUEUE)
+
+    assert again.message_id == str(sealed.message_id)
+    assert again.redelivered
+
+
+async def test_a_transient_failure_climbs_the_ladder_and_then_succeeds(vhost: str) -> None:
+    """A handler that fails once gets the same message again after the ladder's first delay, counted by us."""
+    attempts: list[int] = []
+
+    async def handler(delivery: consuming.Delivery) -> None:
+        attempts.append(delivery.attempt)
+        if len(attempts) < 2:
+            raise errors.TransientError("not yet")
+
+    sealed = _sealed()
+    async with _consuming(vhost, handler) as publisher:
+        await publisher.publish(amqp.message_of(sealed), exchange=topology.EXCHANGE, routing_key=sealed.routing_key)
+        await polling.eventually(lambda: _is(len(attempts) == 2))
+
+    assert attempts == [1, 2]
+    assert await _depth(vhost, topology.dead_letter_queue(QUEUE)) == 0
+
+
+async def test_a_wish_for_a_longer_delay_skips_steps(vhost: str) -> None:
+    """A failure that asks for at least two seconds waits on the five-second step, not on the first."""
+
+    async def handler(_: consuming.Delivery) -> None:
+        raise errors.TransientError("busy", delay_s=2)
+
+    sealed = _sealed()
+    async with _consuming(vhost, handler) as publisher:
+        await publisher.publish(amqp.message_of(sealed), exchange=topology.EXCHANGE, routing_key=sealed.routing_key)
+        waiting = await _take(vhost, topology.retry_queue(QUEUE, 5))
+
+    assert waiting.headers["x-attempt"] == 2
+
+
+async def test_out_of_attempts_goes_to_the_dead_letter_queue_with_the_reason(vhost: str) -> None:
+    """A handler that always fails ends in the dead-letter queue, and the headers say what, where and when."""
+
+    async def handler(_: consuming.Delivery) -> None:
+        raise ZeroDivisionError("always")
+
+    sealed = _sealed()
+    async with _consuming(vhost, handler, delays_s=(1,)) as publisher:
+        await publisher.publish(amqp.message_of(sealed), exchange=topology.EXCHANGE, routing_key=sealed.routing_key)
+        dead = await _take(vhost, topology.dead_letter_queue(QUEUE))
+
+    assert dead.message_id == str(sealed.message_id)
+    assert dead.body == sealed.body
+    assert dead.headers["x-exception-type"] == "ZeroDivisionError"
+    assert dead.headers["x-exception-message"] == "always"
+    assert dead.headers["x-attempt"] == 2
+    assert dead.headers["x-original-routing-key"] == "order.payment.cancel_requested"
+    assert str(dead.headers["x-first-failed-at"]) < str(dead.headers["x-failed-at"])
+    assert str(dead.headers["x-fingerprint"]).startswith("ZeroDivisionError@")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"body": b"{not json"}, "does not decode"),
+        ({"type": "NoSuchThing"}, "unknown message type"),
+        ({"headers": {"schema-version": 99}}, "of version 99"),
+        ({"type": "EmailSent", "body": b'{"order_id":1}'}, "does not decode"),
+        ({"message_id": "not-a-uuid"}, "is not a UUID"),
+    ],
+    ids=["body", "type", "version", "fields", "message id"],
+)
+async def test_what_cannot_be_read_is_dead_lettered_at_first_sight(change: dict[str, Any], reason: str, vhost: str) -> None:
+    """No retry is spent on a message that can never be decoded, and the next message is handled."""
+    seen: list[consuming.Delivery] = []
+
+    async def handler(delivery: consuming.Delivery) -> None:
+        seen.append(delivery)
+
+    sealed = _sealed()
+    given: dict[str, Any] = {"body": sealed.body, "message_id": str(ids.uuid7()), "type": sealed.type, "headers": {"schema-version": 1}}
+    poison = aio_pika.Message(**{**given, **change})
+    async with _consuming(vhost, handler) as publisher:
+        await publisher.publish(poison, exchange="", routing_key=QUEUE)
+        await publisher.publish(amqp.message_of(sealed), exchange="", routing_key=QUEUE)
+        dead = await _take(vhost, topology.dead_letter_queue(QUEUE))
+        await polling.eventually(lambda: _is(len(seen) == 1))
+
+    assert dead.body == poison.body
+    assert reason in str(dead.headers["x-exception-message"])
+    assert dead.headers["x-attempt"] == 1
+
+
+async def test_a_consumer_survives_a_broker_restart(private_broker: servers.Broker) -> None:
+    """After the broker was killed and started again the same consumer takes messages, and what waited is not lost."""
+    url = private_broker.amqp_url()
+    seen: list[str] = []
+
+    async def handler(delivery: consuming.Delivery) -> None:
+        seen.append(str(delivery.message_id))
+
+    async with _consuming(url, handler) as publisher:
+        private_broker.kill()
+        await asyncio.to_thread(private_broker.start)
+        sealed = _sealed()
+
+        async def published() -> bool:
+            try:
+                await publisher.publish(amqp.message_of(sealed), exchange=topology.EXCHANGE, routing_key=sealed.routing_key)
+            except errors.TransientError:
+                return False
+            return True
+
+        await polling.eventually(published, 60)
+        await polling.eventually(lambda: _is(str(sealed.message_id) in seen), 30)
+
+
+async def test_an_unroutable_publish_is_an_error_not_a_silence(vhost: str) -> None:
+    """Publishing where no queue is bound raises; the broker's return is not swallowed."""
+    sealed = _sealed()
+    async with amqp.Publisher(vhost, "test") as publisher:
+        with pytest.raises(amqp.UnroutableError):
+            await publisher.publish(amqp.message_of(sealed), exchange=topology.EXCHANGE, routing_key="no.such.key")
+
+
+async def test_a_stopping_consumer_finishes_what_it_began(vhost: str) -> None:
+    """A stop while a handler runs lets it end and acknowledges: a deployment dead-letters and repeats nothing."""
+    entered, release, finished = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def handler(_: consuming.Delivery) -> None:
+        entered.set()
+        await release.wait()
+        finished.set()
+
+    sealed = _sealed()
+    async with _consuming(vhost, handler) as publisher:
+        await publisher.publish(amqp.message_of(sealed), exchange=topology.EXCHANGE, routing_key=sealed.routing_key)
+        await entered.wait()
+        asyncio.get_running_loop().call_later(0.3, release.set)
+
+    assert finished.is_set()
+    assert await _depth(vhost, QUEUE) == 0
+
+
+async def _is(value: object) -> object:
+    return value
