@@ -110,6 +110,15 @@ CREATE TABLE saga_history (
     PRIMARY KEY (saga_id, seq),
     FOREIGN KEY (from_state, event, to_state) REFERENCES saga_transitions (from_state, event, to_state)
 );
+
+-- A trigger and not only REVOKE: the owner of a table keeps all rights on it.
+CREATE FUNCTION saga_history_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'saga_history is append-only';
+END
+$$;
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON saga_history
+    FOR EACH STATEMENT EXECUTE FUNCTION saga_history_is_append_only();
 """
 
 

@@ -68,16 +68,21 @@ async def open_pool(url: str, name: str, *, max_size: int = 10) -> AsyncGenerato
 
 
 async def require(url: str, name: str) -> None:
-    """Connect once at start, or end the start with a sentence that says what to do (exit code 2)."""
+    """Connect once at start.
+
+    Raises:
+        CannotStartError: a sentence that says what to do; the process ends with exit code 2.
+
+    """
     try:
         async with await Connection.connect(dsn_of(url, name)) as conn:
             await conn.execute("SELECT 1")
     except psycopg.OperationalError as exc:
-        reason = str(exc).strip().splitlines()[-1]
-        settings.exit_with(
+        reason = str(exc).strip().splitlines()[0].removeprefix("connection failed: ")
+        raise settings.CannotStartError(
             f"the database at {settings.without_password(url)} cannot be used: {reason}; "
             "start it (./sagapost up) or correct SAGAPOST_DATABASE_URL"
-        )
+        ) from exc
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from typing import Final
@@ -29,8 +30,20 @@ def run(service: str, common: settings.Common, main: Callable[[asyncio.Event], A
     telemetry.configure(service, common.log_level)
     if common.metrics_port:
         prometheus_client.start_http_server(common.metrics_port, addr=common.host)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_supervise(service, main))
+    sentence = ""
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_supervise(service, main))
+    except* settings.CannotStartError as group:
+        sentence = _first(group)
+    if sentence:  # not in the except*: what is raised there comes out as a group
+        settings.exit_with(sentence)
+
+
+def _first(exc: BaseException) -> str:
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return str(exc)
 
 
 async def _supervise(service: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
@@ -61,8 +74,23 @@ async def _supervise(service: str, main: Callable[[asyncio.Event], Awaitable[Non
     telemetry.log.info("process.stopped", service=service)
 
 
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048)
+    except OSError as exc:
+        raise settings.CannotStartError(
+            f"port {port} of {host} cannot be used: {exc.strerror}; end what uses it or set SAGAPOST_PORT"
+        ) from exc
+
+
 async def serve(app: types.ASGIApp, host: str, port: int, stop: asyncio.Event) -> None:
-    """Serve HTTP until `stop` is set, then finish the requests under way."""
+    """Serve HTTP until `stop` is set, then finish the requests under way.
+
+    Raises:
+        CannotStartError: the port is taken, or not ours to take.
+
+    """
+    listener = _bind(host, port)  # not left to uvicorn, which ends the process with a traceback
     server = _Server(
         uvicorn.Config(
             app,
@@ -77,7 +105,7 @@ async def serve(app: types.ASGIApp, host: str, port: int, stop: asyncio.Event) -
             lifespan="off",
         )
     )
-    task = asyncio.ensure_future(server.serve())
+    task = asyncio.ensure_future(server.serve([listener]))
     watch = asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)

@@ -17,6 +17,10 @@ class SettingsError(Exception):
     """One or more variables are missing or wrong; the text has a line for each."""
 
 
+class CannotStartError(Exception):
+    """Something outside keeps this process from starting; the text says what to do. lifecycle.run prints it and exits with 2."""
+
+
 class Common(msgspec.Struct, frozen=True, kw_only=True):
     """What every process reads; ports are TCP ports, 0 turns a port off."""
 

@@ -1,0 +1,41 @@
+"""Email's process: settings, mail server, broker, then health and consumer side by side until SIGTERM."""
+
+import asyncio
+import os
+from functools import partial
+
+from sagapost_chassis import amqp, consuming, lifecycle, settings
+from sagapost_contracts import topology
+from sagapost_email import api, consumer, handlers, sender
+from sagapost_email.settings import Settings
+
+
+async def _main(config: Settings, stop: asyncio.Event) -> None:
+    async with (
+        sender.Sender(
+            config.smtp_host,
+            config.smtp_port,
+            mail_from=config.mail_from,
+            size=config.smtp_connections,
+            timeout_s=config.smtp_timeout_s,
+        ) as outbound,
+        amqp.Publisher(config.amqp_url, "sagapost-email-publisher") as publisher,
+    ):
+        outlets = handlers.Outlets(sender=outbound, publisher=publisher, mail_from=config.mail_from)
+        # a few more than connections, so that a mail waits here for its turn and not at the broker for an acknowledgement
+        worker = consuming.Consumer(
+            config.amqp_url, topology.EMAIL_QUEUE, consumer.routes(outlets), publisher, concurrency=config.smtp_connections * 2
+        )
+        async with asyncio.TaskGroup() as group:
+            group.create_task(lifecycle.serve(api.app(outbound, worker), config.host, config.port, stop))
+            group.create_task(worker.run(stop))
+
+
+def main() -> None:
+    """Run the email service."""
+    config = settings.load_or_exit(Settings, os.environ)
+    lifecycle.run("email", config, partial(_main, config))
+
+
+if __name__ == "__main__":
+    main()

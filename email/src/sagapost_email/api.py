@@ -1,0 +1,11 @@
+"""Email's HTTP side: health, nothing else."""
+
+from litestar import types
+
+from sagapost_chassis import consuming, health, web
+from sagapost_email import sender
+
+
+def app(outbound: sender.Sender, consumer: consuming.Consumer) -> types.ASGIApp:
+    """Build the application; without its mail server the process is ready but degraded: mails wait in the broker."""
+    return web.app(health.routes("email", {"rabbitmq": consumer.check}, {"smtp": outbound.check}))

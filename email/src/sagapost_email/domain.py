@@ -1,0 +1,126 @@
+"""A mail before it is written: to whom, about what, under which ids; pure, it knows no wording and no server."""
+
+import re
+from decimal import Decimal
+from typing import Final
+from uuid import UUID, uuid5
+
+import msgspec
+
+from sagapost_contracts import events
+from sagapost_email import errors
+
+# RFC 5321, 4.5.3.1: local part 64, domain 255, path 254 without its brackets; atoms of RFC 5322 and host labels, ASCII only
+_LOCAL: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
+_LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_ADDRESS: Final = re.compile(rf"\A{_LOCAL}@(?:{_LABEL}\.)+{_LABEL}\Z")
+_MAX_LOCAL: Final = 64
+_MAX_ADDRESS: Final = 254
+_NAMESPACE: Final = UUID("5b0f6a7e-3c1d-5e8a-9a64-7d2f0c9be411")  # ours, drawn once; changing it breaks recognition of repeats
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One mail to send; `refunded` is None when the asker does not know what went back."""
+
+    template: str
+    order_id: int
+    saga_id: UUID
+    recipient: str
+    items: tuple[events.Line, ...]
+    amount: Decimal
+    currency: str
+    reason: str = ""
+    refunded: Decimal | None = None
+    transaction_id: str | None = None
+
+
+class Content(msgspec.Struct, frozen=True, kw_only=True):
+    """The words of one mail, in both forms."""
+
+    subject: str
+    text: str
+    html: str
+
+
+def is_address(text: str) -> bool:
+    """Tell whether this is one plain ASCII address `local@domain.tld` without quotes, brackets or control characters."""
+    return len(text) <= _MAX_ADDRESS and _ADDRESS.match(text) is not None and len(text.partition("@")[0]) <= _MAX_LOCAL
+
+
+def require_address(text: str) -> str:
+    """Give the address back.
+
+    Raises:
+        errors.MailRefusedError: it is none, and no server shall see it.
+
+    """
+    if not is_address(text):
+        raise errors.MailRefusedError("bad_address", "the recipient is not one plain address")
+    return text
+
+
+def smtp_message_id(template: str, saga_id: UUID, mail_from: str) -> str:
+    """Give the Message-ID, the same for every copy of one mail, so that a reader's program and our checks can tell a copy."""
+    return f"<{template}-{saga_id}@{mail_from.rpartition('@')[2]}>"
+
+
+def event_id(kind: str, template: str, saga_id: UUID, asked_by: UUID | None) -> UUID:
+    """Give the id of the event that tells of a mail; a repeat after a crash gets the same one and is recognised.
+
+    `asked_by` is the command that asked for the mail again: its outcome is news.
+    """
+    return uuid5(_NAMESPACE, f"{kind}:{template}:{saga_id}:{asked_by or ''}")
+
+
+def of_receipt(event: events.PaymentProcessed) -> Request:
+    """Ask for the receipt of a captured payment."""
+    return Request(
+        template=events.RECEIPT,
+        order_id=event.order_id,
+        saga_id=event.saga_id,
+        recipient=event.user_email,
+        items=event.items,
+        amount=event.amount,
+        currency=event.currency,
+        transaction_id=event.transaction_id,
+    )
+
+
+def of_cancellation(event: events.OrderCancelled) -> Request:
+    """Ask for the mail that tells of a cancelled order."""
+    return Request(
+        template=events.CANCELLATION,
+        order_id=event.order_id,
+        saga_id=event.saga_id,
+        recipient=event.user_email,
+        items=event.items,
+        amount=event.amount,
+        currency=event.currency,
+        reason=event.reason,
+        refunded=event.refunded,
+    )
+
+
+def of_command(command: events.RequestNotification) -> Request:
+    """Ask for the mail that a command names."""
+    return Request(
+        template=command.template,
+        order_id=command.order_id,
+        saga_id=command.saga_id,
+        recipient=command.user_email,
+        items=command.items,
+        amount=command.amount,
+        currency=command.currency,
+        reason=command.reason or "",
+        transaction_id=command.transaction_id,
+    )
+
+
+def sent(request: Request, smtp_id: str) -> events.EmailSent:
+    """Tell that the server took the mail."""
+    return events.EmailSent(order_id=request.order_id, saga_id=request.saga_id, template=request.template, smtp_message_id=smtp_id)
+
+
+def failed(request: Request, code: str) -> events.EmailFailed:
+    """Tell that the mail will not be delivered however often it is tried."""
+    return events.EmailFailed(order_id=request.order_id, saga_id=request.saga_id, template=request.template, code=code, permanent=True)

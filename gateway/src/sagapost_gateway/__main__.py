@@ -1,0 +1,28 @@
+"""Composition root of the gateway: settings, the client of the order service, one application on two ports."""
+
+import asyncio
+import functools
+import os
+
+from sagapost_chassis import lifecycle, settings
+from sagapost_gateway import app, upstream
+from sagapost_gateway.settings import Settings
+
+
+def main() -> None:
+    """Run the gateway until it is told to stop."""
+    config = settings.load_or_exit(Settings, os.environ)
+    lifecycle.run("gateway", config, functools.partial(_main, config))
+
+
+async def _main(config: Settings, stop: asyncio.Event) -> None:
+    async with upstream.Order(config.order_url, deadline_s=config.deadline_s, max_connections=config.max_connections) as order:
+        application = app.build(order, env=config.env, mailbox_url=config.mailbox_url)
+        async with asyncio.TaskGroup() as group:
+            for port in (config.port, config.page_port):
+                if port:
+                    group.create_task(lifecycle.serve(application, config.host, port, stop))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The rules a request must pass before anything is forwarded; it knows headers and bytes, never what a checkout means."""
+
+import asyncio
+import re
+import urllib.parse
+from collections.abc import Iterable
+from typing import Any, Final
+
+from litestar import connection, handlers
+
+from sagapost_chassis import problems, web
+from sagapost_gateway import errors
+
+BODY_TIMEOUT_S: Final = 10.0
+WAIT_MAX_S: Final = 30
+_BIGINT_MAX: Final = 2**63 - 1
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+_JSON: Final = re.compile(rb'\Aapplication/json(?:[ \t]*;[ \t]*charset=(?:utf-8|"utf-8"))?\Z', re.IGNORECASE)
+# Visible ASCII without the quote, the backslash and the comma: a comma is what a proxy joins repeated headers with.
+_KEY: Final = re.compile(rb'\A("?)([!#-+\x2d-\x5b\x5d-~]{1,255})\1\Z')
+_NUMBER: Final = re.compile(r"\A[1-9][0-9]{0,18}\Z", re.ASCII)
+_UUID: Final = re.compile(r"\A[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
+_ENTITY_TAGS: Final = re.compile(rb"\A[\x20-\x7e]{1,256}\Z")
+_WAIT: Final = re.compile(rb"(?:\A|[,; \t])wait[ \t]*=[ \t]*([0-9]{1,6})(?:\Z|[,; \t])", re.IGNORECASE)
+
+
+def values(headers: Headers, name: bytes) -> list[bytes]:
+    """Give every value of a header, one for each time it was sent."""
+    return [value.strip(b" \t") for key, value in headers if key == name]
+
+
+def require_json(headers: Headers) -> None:
+    """Let pass only plain application/json in UTF-8, said once.
+
+    Raises:
+        MediaTypeError: another type, a charset other than UTF-8, or any content encoding.
+
+    """
+    types = values(headers, b"content-type")
+    if len(types) != 1 or not _JSON.match(types[0]):
+        raise errors.MediaTypeError("Send the body as Content-Type: application/json.")
+    if values(headers, b"content-encoding"):
+        raise errors.MediaTypeError("Send the body without a Content-Encoding.")
+
+
+def idempotency_key(headers: Headers) -> str | None:
+    """Give the key without its quotes, so that both spellings name the same request; None when there is no header.
+
+    Raises:
+        KeyInvalidError: repeated, empty, over 255 characters, or with anything but visible ASCII.
+
+    """
+    keys = values(headers, b"idempotency-key")
+    if not keys:
+        return None
+    found = _KEY.match(keys[0])
+    if len(keys) > 1 or not found:
+        detail = "Send one Idempotency-Key of 1 to 255 visible ASCII characters, bare or in double quotes, without commas."
+        raise errors.KeyInvalidError(detail)
+    return found.group(2).decode("ascii")
+
+
+async def read_body(request: problems.Request, limit_bytes: int = web.MAX_BODY_BYTES, timeout_s: float = BODY_TIMEOUT_S) -> bytes:
+    """Read the body, whether its length is announced or not.
+
+    Raises:
+        BodyTooLargeError: more than `limit_bytes`, before anything is read when the length says so.
+        BodySlowError: not whole after `timeout_s`.
+        BodyCutError: the client went away.
+
+    """
+    too_large = errors.BodyTooLargeError(f"A body may have at most {limit_bytes} bytes.")
+    announced = values(request.scope["headers"], b"content-length")
+    if announced and (not announced[0].isdigit() or int(announced[0][:20]) > limit_bytes):
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                event = await request.receive()
+                if event["type"] != "http.request":
+                    raise errors.BodyCutError("The body ended early.")
+                body += event["body"]
+                if len(body) > limit_bytes:
+                    raise too_large
+                if not event["more_body"]:
+                    return bytes(body)
+    except TimeoutError as exc:
+        raise errors.BodySlowError(f"Send the whole body within {timeout_s:g} seconds.", headers={"Connection": "close"}) from exc
+
+
+def number(text: str) -> str:
+    """Pass an identifier that a bigint column can hold on as it is written.
+
+    Raises:
+        NothingHereError: anything else, so that it costs no call.
+
+    """
+    if not _NUMBER.match(text) or int(text) > _BIGINT_MAX:
+        raise errors.NothingHereError("There is nothing with this identifier.")
+    return text
+
+
+def saga_id(text: str) -> str:
+    """Pass a UUID on in lower case.
+
+    Raises:
+        NothingHereError: anything else, so that it costs no call.
+
+    """
+    lowered = text.lower()
+    if not _UUID.match(lowered):
+        raise errors.NothingHereError("There is no saga with this identifier.")
+    return lowered
+
+
+def entity_tags(headers: Headers) -> str | None:
+    """Give If-None-Match when it is printable; what is not can match nothing and is left out."""
+    found = values(headers, b"if-none-match")
+    return found[0].decode("ascii") if len(found) == 1 and _ENTITY_TAGS.match(found[0]) else None
+
+
+def wait_s(headers: Headers) -> int:
+    """Give how long the client would wait for a change (RFC 7240), 0 to 30 seconds."""
+    for value in values(headers, b"prefer"):
+        found = _WAIT.search(value)
+        if found:
+            return min(int(found.group(1)), WAIT_MAX_S)
+    return 0
+
+
+async def exact_path(request: connection.ASGIConnection[Any, Any, Any, Any], _: handlers.BaseRouteHandler) -> None:
+    """Guard: litestar also routes `/api//x/` to `/api/x`; one resource has one spelling here.
+
+    Raises:
+        NothingHereError: the path only matched after slashes had been dropped.
+
+    """
+    raw = dict(request.scope).get("raw_path", b"")
+    path = request.scope["path"]
+    if isinstance(raw, bytes) and urllib.parse.unquote(raw.decode("ascii")) != path:
+        raise errors.NothingHereError("There is nothing here; look for a doubled or trailing slash.")

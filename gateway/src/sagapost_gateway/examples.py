@@ -1,0 +1,112 @@
+"""The examples of the OpenAPI document: one order followed through every operation."""
+
+from typing import Final
+
+SAGA_ID: Final = "0193b1c2-7d4e-7a10-9f0e-5f2f6c1d8a11"
+_TRACE_ID: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
+_CREATED_AT: Final = "2026-11-22T10:41:07.412Z"
+_PAID_AT: Final = "2026-11-22T10:41:08.447Z"
+_DONE_AT: Final = "2026-11-22T10:41:10.502Z"
+
+_TITLES: Final = {
+    "malformed-request": ("The request cannot be read", "The body is not JSON: it breaks at character 17."),
+    "idempotency-key-invalid": (
+        "The Idempotency-Key header cannot be used",
+        "Send one Idempotency-Key of 1 to 255 visible ASCII characters, bare or in double quotes, without commas.",
+    ),
+    "not-found": ("There is nothing here", "There is nothing with this identifier."),
+    "request-timeout": ("The body took too long", "Send the whole body within 10 seconds."),
+    "payload-too-large": ("The body is too large", "A body may have at most 65536 bytes."),
+    "unsupported-media-type": (
+        "Only application/json without a content encoding is read",
+        "Send the body as Content-Type: application/json.",
+    ),
+    "validation-failed": ("The request does not fit", "The request is not a checkout; `errors` points at what is wrong."),
+    "price-changed": ("A price has changed", "The catalogue has another price: /items/0/price is now 1299.99."),
+    "unknown-product": ("There is no such product", "The cart holds a product that is not in the catalogue."),
+    "order-service-unavailable": (
+        "The order service is unavailable",
+        "The order service cannot be reached or failed. Repeating the request with the same Idempotency-Key is safe.",
+    ),
+    "upstream-timeout": (
+        "The order service did not answer in time",
+        "Whether the request took effect is not known. Repeating it with the same Idempotency-Key is safe.",
+    ),
+}
+_FAULTS: Final = {
+    "validation-failed": [{"pointer": "/items/0/quantity", "code": "out_of_range"}],
+    "price-changed": [{"pointer": "/items/0/price", "code": "price_changed", "current_price": "1299.99"}],
+    "unknown-product": [{"pointer": "/items/0/product_id", "code": "unknown_product"}],
+}
+
+CHECKOUT: Final = {
+    "user_id": 1,
+    "user_email": "test@example.com",
+    "items": [{"product_id": 1, "quantity": 1, "price": "1299.99"}],
+}
+PLACED: Final = {
+    "id": 1042,
+    "user_id": 1,
+    "user_email": "test@example.com",
+    "status": "pending",
+    "currency": "USD",
+    "total_amount": "1299.99",
+    "items": [{"product_id": 1, "quantity": 1, "price": "1299.99"}],
+    "processing_duration_ms": 14,
+    "created_at": _CREATED_AT,
+    "saga_id": SAGA_ID,
+    "links": {
+        "saga": f"/api/sagas/{SAGA_ID}",
+        "events": f"/api/sagas/{SAGA_ID}/events",
+        "order": "/api/orders/1042",
+        "cancel": "/api/orders/1042/cancel",
+    },
+}
+ORDER: Final = {**PLACED, "status": "completed", "updated_at": _DONE_AT}
+SAGA: Final = {
+    "saga_id": SAGA_ID,
+    "order_id": 1042,
+    "state": "notified",
+    "version": 3,
+    "done": True,
+    "attention": None,
+    "reason": None,
+    "captured": "1299.99",
+    "refunded": "0.00",
+    "currency": "USD",
+    "deadline_at": None,
+    "created_at": _CREATED_AT,
+    "updated_at": _DONE_AT,
+    "steps": [
+        {"name": "order", "state": "done", "at": _CREATED_AT, "ms": 14},
+        {"name": "payment", "state": "done", "at": _PAID_AT, "ms": 1035, "attempts": 1},
+        {"name": "email", "state": "done", "at": _DONE_AT, "ms": 2055, "attempts": 1},
+    ],
+    "history": [
+        {"seq": 1, "from": "none", "to": "created", "event": "OrderCreated", "at": _CREATED_AT},
+        {"seq": 2, "from": "created", "to": "paid", "event": "PaymentProcessed", "at": _PAID_AT},
+        {"seq": 3, "from": "paid", "to": "notified", "event": "EmailSent", "at": _DONE_AT},
+    ],
+    "trace_id": _TRACE_ID,
+}
+STATUS: Final = {"id": 1042, "status": "completed", "saga_id": SAGA_ID, "saga_state": "notified"}
+PRODUCT: Final = {"id": 1, "name": "Gaming Laptop", "description": "16 inch, 32 GB of memory", "price": "1299.99", "currency": "USD"}
+PRODUCTS: Final = [PRODUCT]
+HEALTH: Final = {"service": "gateway", "status": "ok"}
+UNREADY: Final = {"service": "gateway", "status": "unready", "failing": ["order"]}
+
+
+def problem(slug: str, status: int, path: str) -> dict[str, object]:
+    """Give an example of one kind of error answer."""
+    title, detail = _TITLES[slug]
+    body: dict[str, object] = {
+        "type": f"/problems/{slug}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": path,
+        "trace_id": _TRACE_ID,
+    }
+    if slug in _FAULTS:
+        body["errors"] = _FAULTS[slug]
+    return body

@@ -1,0 +1,32 @@
+"""What the gateway reads from its environment; it knows one upstream, the order service."""
+
+import re
+from typing import Final
+
+from sagapost_chassis import settings
+
+_ORIGIN: Final = re.compile(r"\Ahttps?://[^/?#@\s]+/?\Z")
+_LINK: Final = re.compile(r"\Ahttps?://[^\s\"'<>]+\Z")
+
+
+class Settings(settings.Common, frozen=True, kw_only=True):
+    """`page_port` 0 means no second port; `deadline_s` bounds one call to the order service; `mailbox_url` is a link on the page."""
+
+    port: int = 9000
+    page_port: int = 3000
+    order_url: str = "http://127.0.0.1:8001"
+    deadline_s: float = 5.0
+    max_connections: int = 200
+    mailbox_url: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what could only fail later, at the first request."""
+        super().__post_init__()
+        if not _ORIGIN.match(self.order_url):
+            raise ValueError("SAGAPOST_ORDER_URL must look like http://host:port")
+        if self.mailbox_url and not _LINK.match(self.mailbox_url):
+            raise ValueError("SAGAPOST_MAILBOX_URL must be an http or https URL")
+        if not 0 < self.deadline_s <= 60:
+            raise ValueError("SAGAPOST_DEADLINE_S must be more than 0 and at most 60 seconds")
+        if self.max_connections < 1:
+            raise ValueError("SAGAPOST_MAX_CONNECTIONS must be at least 1")

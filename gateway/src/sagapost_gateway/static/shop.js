@@ -1,0 +1,299 @@
+const TOKENS = {
+  pm_card_ok: ["Accepted", "The card is charged, the receipt follows."],
+  pm_card_declined: ["Declined", "The bank says no: the order is cancelled and nothing is charged."],
+  pm_card_insufficient_funds: ["No funds", "Declined for want of money: cancelled, nothing charged."],
+  pm_flaky: ["Flaky", "The provider fails twice and then charges once."],
+  pm_slow: ["Slow", "The provider takes six seconds."],
+  pm_hang: ["Hangs", "The provider never answers; the outcome has to be found out."],
+  pm_late: ["Late", "The provider charges, but answers after our deadline."],
+  pm_error_after_charge: ["Error after charge", "The provider charges and then answers 500."],
+  pm_poison: ["Garbled", "The provider's answer cannot be read."],
+};
+const ICONS = ["laptop stand:stand", "laptop", "mouse", "keyboard", "dock", "monitor", "headphones", "webcam", "lamp", "ssd", "cable", "sticker"];
+const STEPS = { order: "Order stored", payment: "Payment", email: "Receipt by e-mail" };
+const POLL_MS = 300, PARKED = ["notify_failed", "compensation_failed"];
+
+const cart = new Map(JSON.parse(sessionStorage.getItem("cart") || "[]"));
+let catalogue = new Map();
+let key = "";
+let following = 0;
+let started = 0;
+
+function icon(name) {
+  const space = "http://www.w3.org/2000/svg";
+  const svg = document.createElementNS(space, "svg");
+  svg.setAttribute("class", "icon");
+  svg.setAttribute("aria-hidden", "true");
+  const use = document.createElementNS(space, "use");
+  use.setAttribute("href", `#i-${name}`);
+  svg.append(use);
+  return svg;
+}
+
+function iconOf(product) {
+  const found = ICONS.find((entry) => product.name.toLowerCase().includes(entry.split(":")[0]));
+  return found ? found.split(":").pop() : "box";
+}
+
+// Money is a decimal string on the wire; sums are made in whole cents so that no float ever holds one.
+const cents = (text) => BigInt(text.replace(".", ""));
+const decimal = (amount) => `${amount / 100n}.${String(amount % 100n).padStart(2, "0")}`;
+const shown = (text, currency = "USD") => new Intl.NumberFormat("en-US", { style: "currency", currency }).format(text);
+const lines = () => [...cart].filter(([id]) => catalogue.has(id)).map(([id, quantity]) => ({ product: catalogue.get(id), quantity }));
+const total = () => decimal(lines().reduce((sum, line) => sum + cents(line.product.price) * BigInt(line.quantity), 0n));
+const span = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
+const words = (text) => text.replaceAll("_", " ");
+const clock = (at) => new Date(at).toLocaleTimeString([], { hour12: false });
+
+function newKey() {
+  // randomUUID only exists on https and localhost
+  if (crypto.randomUUID) return crypto.randomUUID();
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+function show(view) {
+  document.body.dataset.view = view;
+  for (const name of ["cart", "checkout", "journey"]) $(`${name}-view`).hidden = name !== view;
+  $("bar").hidden = view !== "cart" || cart.size === 0;
+  $("side").scrollTop = 0;
+}
+
+function place(pointer) {
+  const index = /^\/items\/(\d+)/.exec(pointer);
+  if (index) return lines()[Number(index[1])]?.product.name || "Cart";
+  return { "/user_email": "E-mail", "/payment_method": "Payment method" }[pointer] || pointer || "Request";
+}
+
+function tell(box, problem) {
+  const faults = (problem.errors || []).map((fault) => el("li", {}, `${place(fault.pointer)}: ${words(fault.code)}`));
+  const trace = problem.trace_id ? [el("p", { class: "mono muted" }, `trace ${problem.trace_id}`)] : [];
+  box.replaceChildren(el("strong", {}, problem.title), faults.length ? "" : problem.detail || "", el("ul", {}, ...faults), ...trace);
+  box.hidden = false;
+}
+
+async function problemOf(response) {
+  const type = response.headers.get("Content-Type") || "";
+  if (type.startsWith("application/problem+json")) return response.json();
+  return { title: `The answer was ${response.status}`, detail: "It says nothing more." };
+}
+
+const unreachable = { title: "No answer", detail: "The connection broke. Trying again sends the same request with the same key." };
+
+async function loadProducts() {
+  const box = $("catalogue-problem");
+  try {
+    const response = await fetch("/api/products");
+    if (!response.ok) return tell(box, await problemOf(response));
+    catalogue = new Map((await response.json()).map((product) => [product.id, product]));
+    box.hidden = true;
+  } catch {
+    return tell(box, { title: "The catalogue cannot be loaded", detail: "Reload the page in a moment." });
+  }
+  $("products").replaceChildren(...[...catalogue.values()].map(card));
+  drawCart();
+}
+
+function card(product) {
+  return el("li", { class: `product card tint-${product.id % 4}` },
+    el("div", { class: "tile" }, icon(iconOf(product))),
+    el("div", { class: "text" }, el("h3", {}, product.name), el("p", {}, product.description)),
+    el("div", { class: "buy" },
+      el("span", { class: "price" }, shown(product.price, product.currency)),
+      el("button", { class: "button plain add", type: "button", "aria-label": `Add ${product.name}`, onclick: () => change(product.id, 1) }, "Add")));
+}
+
+function change(id, by) {
+  const quantity = Math.min((cart.get(id) || 0) + by, 100);
+  if (quantity > 0) cart.set(id, quantity);
+  else cart.delete(id);
+  sessionStorage.setItem("cart", JSON.stringify([...cart]));
+  if ($("cart-view").hidden) following += 1;
+  show("cart");
+  drawCart();
+  $("said").textContent = `${catalogue.get(id).name}: ${quantity} in the cart, ${shown(total())} in total`;
+}
+
+function drawCart() {
+  const drawn = lines().map(({ product, quantity }) => el("li", { class: "line" },
+    el("span", {}, product.name),
+    el("span", { class: "price" }, shown(decimal(cents(product.price) * BigInt(quantity)), product.currency)),
+    el("span", { class: "muted small" }, `${shown(product.price, product.currency)} each`),
+    el("span", { class: "stepper" },
+      el("button", { type: "button", "aria-label": `One ${product.name} less`, onclick: () => change(product.id, -1) }, "−"),
+      el("output", {}, String(quantity)),
+      el("button", { type: "button", "aria-label": `One ${product.name} more`, onclick: () => change(product.id, 1) }, "+"))));
+  $("cart-lines").replaceChildren(...drawn);
+  $("cart-empty").hidden = drawn.length > 0;
+  $("cart-foot").hidden = drawn.length === 0;
+  $("bar").hidden = drawn.length === 0 || $("cart-view").hidden;
+  for (const id of ["cart-total", "checkout-total", "bar-total"]) $(id).textContent = shown(total());
+  $("checkout-count").textContent = lines().length === 1 ? "1 product" : `${lines().length} products`;
+}
+
+function openCheckout() {
+  key = newKey();
+  $("key").textContent = key;
+  $("checkout-problem").hidden = true;
+  $("pay").textContent = "Buy now";
+  show("checkout");
+  $("side").scrollIntoView({ block: "nearest" });
+  $("email").focus({ preventScroll: true });
+}
+
+function order() {
+  const items = lines().map(({ product, quantity }) => ({ product_id: product.id, quantity, price: product.price }));
+  const body = { user_id: 1, user_email: $("email").value.trim(), items };
+  const token = document.querySelector("#tokens input:checked");
+  return token ? { ...body, payment_method: token.value } : body;
+}
+
+async function buy(event) {
+  event.preventDefault();
+  const box = $("checkout-problem");
+  $("pay").disabled = true;
+  const begun = performance.now();
+  try {
+    const headers = { "Content-Type": "application/json", "Idempotency-Key": key };
+    const response = await fetch("/api/checkout", { method: "POST", headers, body: JSON.stringify(order()) });
+    if (response.status === 202) {
+      const placed = await response.json();
+      return begin(placed, performance.now() - begun, begun, response.headers.get("Idempotent-Replayed") === "true");
+    }
+    const problem = await problemOf(response);
+    tell(box, problem);
+    if (problem.type === "/problems/price-changed" || problem.type === "/problems/unknown-product") await loadProducts();
+  } catch {
+    tell(box, unreachable);
+  } finally {
+    $("pay").disabled = false;
+  }
+  $("pay").textContent = "Try again";
+  box.scrollIntoView({ block: "nearest" });
+}
+
+function begin(placed, tookMs, begun, replayed) {
+  cart.clear();
+  sessionStorage.setItem("cart", "[]");
+  drawCart();
+  history.replaceState(null, "", `#saga=${placed.saga_id}`);
+  $("answer-ms").textContent = span(tookMs);
+  $("answer-note").textContent = replayed ? "to answer, with the first answer again" : "until the order was safe";
+  $("answer").hidden = false;
+  started = begun;
+  follow(placed.saga_id);
+}
+
+async function follow(sagaId) {
+  const mine = ++following;
+  let tag = null;
+  let saga = null;
+  clearJourney();
+  show("journey");
+  $("side").scrollIntoView({ block: "nearest" });
+  while (mine === following) {
+    try {
+      const response = await fetch(`/api/sagas/${sagaId}`, { headers: tag ? { "If-None-Match": tag } : {} });
+      if (mine !== following) return;
+      if (response.ok) {
+        tag = response.headers.get("ETag");
+        saga = await response.json();
+        drawSaga(saga);
+      } else if (response.status !== 304) {
+        const problem = await problemOf(response);
+        verdict("warn", `${problem.title}. ${problem.detail}`);
+        if (response.status === 404) return;
+      }
+    } catch {
+      verdict("warn", "The connection is gone; still trying.");
+    }
+    if (saga && (saga.done || PARKED.includes(saga.state))) return;
+    if (saga) drawRunning(saga);
+    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+  }
+}
+
+function clearJourney() {
+  $("order-title").textContent = "Your order";
+  $("state").textContent = "";
+  $("verdict").hidden = true;
+  for (const id of ["steps", "history", "facts"]) $(id).replaceChildren();
+}
+
+function look(step) {
+  if (step.state === "done") return "done";
+  if (step.state === "failed" || step.state === "refunded") return "failed";
+  return step.state === "running" ? "running" : "pending";
+}
+
+function stepRow(step) {
+  const state = look(step);
+  const mark = { done: "check", failed: "cross" }[state] || step.name;
+  const told = step.name === "email" && step.state === "skipped" ? "not sent; a cancellation mail follows" : words(step.state);
+  const notes = [state === "done" ? null : told, step.attempts > 1 ? `${step.attempts} attempts` : null, step.at ? clock(step.at) : null];
+  return el("li", { class: state, "data-step": step.name },
+    el("span", { class: "dot" }, icon(mark)),
+    el("span", { class: "name" }, STEPS[step.name] || step.name),
+    el("span", { class: "ms" }, step.ms === undefined || step.ms === null ? "" : span(step.ms)),
+    el("span", { class: "note" }, notes.filter(Boolean).join(" · ")));
+}
+
+function drawSaga(saga) {
+  $("order-title").textContent = `Order ${saga.order_id}`;
+  $("state").textContent = words(saga.state);
+  $("state").className = `pill ${{ notified: "ok", paid: "ok", created: "" }[saga.state] ?? "warn"}`;
+  $("steps").replaceChildren(...saga.steps.map(stepRow));
+  $("history").replaceChildren(...saga.history.map((row) => el("tr", {}, el("td", {}, row.outcome === "ignored" ? `${row.event}, ignored` : row.event), el("td", {}, words(row.to)), el("td", {}, clock(row.at)))));
+  const facts = { Trace: saga.trace_id, Saga: saga.saga_id, Captured: shown(saga.captured, saga.currency), Refunded: shown(saga.refunded, saga.currency) };
+  $("facts").replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [el("dt", {}, name), el("dd", { class: "mono" }, value || "–")]));
+  $("verdict").hidden = true;
+  if (saga.state === "notified") verdict("ok", "Paid, and the receipt is in the mail.");
+  else if (saga.state === "compensated") verdict("warn", `Cancelled${saga.reason ? `: ${words(saga.reason)}` : ""}. ${saga.captured === saga.refunded ? "You pay nothing." : ""}`);
+  else if (saga.attention || PARKED.includes(saga.state)) verdict("bad", `Somebody has to look at this order${saga.attention ? `: ${words(saga.attention)}` : ""}.`);
+  $("said").textContent = `Order ${saga.order_id}: ${saga.steps.map((step) => `${STEPS[step.name] || step.name} ${words(step.state)}`).join(", ")}`;
+}
+
+function drawRunning(saga) {
+  const step = saga.steps.find((candidate) => look(candidate) === "running");
+  const cell = step && document.querySelector(`[data-step="${step.name}"] .ms`);
+  if (!cell || step.ms) return;
+  const known = saga.steps.reduce((sum, candidate) => sum + (candidate.ms || 0), 0);
+  if (started) cell.textContent = span(Math.max(performance.now() - started - known, 0));
+}
+
+function verdict(kind, text) {
+  $("verdict").className = `verdict ${kind}`;
+  $("verdict").textContent = text;
+  $("verdict").hidden = false;
+}
+
+function setUp() {
+  const { env, mailbox } = document.body.dataset;
+  for (const link of [$("mailbox"), $("mailbox-top")]) {
+    link.hidden = !mailbox;
+    if (mailbox) link.href = mailbox;
+  }
+  if (env === "development") {
+    $("payment").hidden = false;
+    $("tokens").append(...Object.entries(TOKENS).map(([token, [name, hint]]) => el("label", {},
+      el("input", { type: "radio", name: "token", value: token, onchange: () => { $("token-hint").textContent = `${hint} (${token})`; } }), name)));
+    document.querySelector("#tokens input").click();
+  }
+  $("open-checkout").addEventListener("click", openCheckout);
+  $("bar-open").addEventListener("click", openCheckout);
+  $("back").addEventListener("click", () => show("cart"));
+  $("checkout-view").addEventListener("submit", buy);
+  $("again").addEventListener("click", () => {
+    following += 1;
+    history.replaceState(null, "", location.pathname);
+    show("cart");
+    $("title").scrollIntoView({ block: "nearest" });
+  });
+  const saga = new URLSearchParams(location.hash.slice(1)).get("saga");
+  if (saga) {
+    $("answer").hidden = true;
+    follow(saga);
+  }
+  loadProducts();
+}
+
+setUp();

@@ -1,0 +1,77 @@
+"""The list of commands; each lives in a module of its own that is imported only when it is called."""
+
+import importlib
+from typing import Final
+
+import rich_click as click
+
+_COMMANDS: Final = {
+    "up": ("up", "Start the whole system on this machine."),
+    "down": ("down", "Stop it; nothing stays behind."),
+    "status": ("status", "Show every part: address, process, readiness, version."),
+    "doctor": ("doctor", "Check this machine and say what to do about each fault."),
+    "logs": ("logs", "Show the logs of one service or all of them."),
+    "test": ("tests", "Run the test suite."),
+    "demo": ("demo", "Watch one checkout from the call to the mail."),
+    "migrate": ("migrate", "Bring the databases to their newest revision."),
+    "topology": ("topology", "Declare or check the broker's exchanges and queues."),
+    "verify": ("verify", "Prove that no order was lost, doubled or forgotten."),
+}
+_INTERRUPTED: Final = 130  # as shells have it: 128 + SIGINT
+_HELP: Final = """
+Run and operate Sagapost, a checkout that never loses, doubles or forgets an order.
+
+\b
+./sagapost up --detach   start everything (a few minutes the first time)
+./sagapost demo happy    watch one checkout from the call to the receipt
+./sagapost verify        prove that the books agree
+./sagapost down          stop everything
+
+Every command takes --json for scripts. Exit codes: 0 it worked · 1 it failed · 2 wrong call, or this machine lacks
+something · 3 there was nothing to work on.
+"""
+
+
+class LazyGroup(click.RichGroup):
+    """A group that lists its commands without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Give the commands in the order in which they are needed."""
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Give a stand-in with the one line that the list shows."""
+        del ctx
+        known = _COMMANDS.get(cmd_name)
+        return None if known is None else click.RichCommand(name=cmd_name, help=known[1])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Import the module of the command that is called."""
+        name, found, rest = super().resolve_command(ctx, args)
+        if name in _COMMANDS:
+            module = importlib.import_module(f"sagapost_ops.commands.{_COMMANDS[name][0]}")
+            found = module.command
+        return name, found, rest
+
+
+@click.rich_config(help_config={"text_paragraph_linebreaks": "\n\n", "max_width": 100})
+@click.group(cls=LazyGroup, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Parse the command line."""
+
+
+def run() -> int:
+    """Run the command line and give its exit code; what went wrong is one sentence on standard error."""
+    try:
+        code = main.main(prog_name="./sagapost", standalone_mode=False)
+    except click.UsageError as exc:
+        where = exc.ctx.command_path if exc.ctx else "./sagapost"
+        click.echo(f"sagapost: {exc.format_message().rstrip('.')}; see: {where} --help", err=True)
+        return exc.exit_code
+    except click.ClickException as exc:
+        exc.show()
+        return exc.exit_code
+    except click.Abort:
+        return _INTERRUPTED
+    return code if isinstance(code, int) else 0

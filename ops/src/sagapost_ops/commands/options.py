@@ -1,0 +1,26 @@
+"""The options that several commands share."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import rich_click as click
+
+from sagapost_ops import plan
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def as_json(function: F) -> F:
+    """Add --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")(function)
+
+
+def port_offset(function: F) -> F:
+    """Add --port-offset."""
+    return click.option(
+        "--port-offset",
+        type=click.IntRange(0, plan.HIGHEST_OFFSET),
+        default=0,
+        metavar="N",
+        help="The stack whose ports are all N higher; its data lie in .sagapost-N.",
+    )(function)

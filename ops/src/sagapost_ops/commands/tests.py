@@ -1,0 +1,61 @@
+"""`test`: runs the repository's tests in this environment."""
+
+import importlib.util
+import os
+import shutil
+from typing import Final
+
+import rich_click as click
+
+from sagapost_ops import errors, screen, state
+from sagapost_sandbox import errors as sandbox_errors
+from sagapost_sandbox import packages, processes
+
+_DOCKER_S: Final = 10
+_EXIT_CODES: Final = {0: 0, 1: 1, 2: 2, 5: 3}  # pytest's 5: no test matched
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    help="""Run the test suite; servers are started for it and go with it, nothing has to run before.
+
+    What follows the options goes to pytest as it is.
+
+    \b
+    ./sagapost test
+    ./sagapost test tests/unit -x
+    ./sagapost test -- -k receipt --durations=10
+    ./sagapost test --infra docker       # PostgreSQL and RabbitMQ in containers
+    """,
+)
+@click.option(
+    "--infra",
+    type=click.Choice(("native", "docker")),
+    default="native",
+    show_default=True,
+    help="Servers as child processes, or in containers.",
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def command(*, infra: str, arguments: tuple[str, ...]) -> None:
+    """Hand over to pytest and end as it does."""
+    root = state.checkout()
+    if not (root / "tests").is_dir() or importlib.util.find_spec("pytest") is None:
+        raise errors.UnfitError("there are no tests here; run this from a checkout of the repository")
+    if infra == "native":
+        try:
+            packages.ensure(lambda line: screen.err().print(line))
+        except sandbox_errors.SandboxError as exc:
+            raise errors.UnfitError(str(exc)) from exc
+    else:
+        _need_docker()
+    os.chdir(root)  # pytest finds its settings and the tests from here
+    code = importlib.import_module("pytest").main([f"--infra={infra}", *arguments])
+    raise SystemExit(_EXIT_CODES.get(int(code), 2))
+
+
+def _need_docker() -> None:
+    docker = shutil.which("docker")
+    if docker is None:
+        raise errors.UnfitError("docker is not installed; install it, or leave --infra docker out to run without containers")
+    if processes.run([docker, "version"], timeout_s=_DOCKER_S).code != 0:
+        raise errors.UnfitError("the docker daemon does not answer; start it, or leave --infra docker out to run without containers")

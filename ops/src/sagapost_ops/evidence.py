@@ -1,0 +1,271 @@
+"""Reads what both databases, the broker, the provider and the mail server say happened; it must not judge."""
+
+import asyncio
+import concurrent.futures
+import contextlib
+from collections.abc import Generator
+from decimal import Decimal
+from functools import cached_property
+from typing import Any, Final, LiteralString, TypeVar
+from urllib.parse import quote, unquote, urlsplit
+from uuid import UUID
+
+import msgspec
+import psycopg
+from aio_pika import exceptions
+
+from sagapost_chassis import amqp, settings
+from sagapost_contracts import topology
+from sagapost_ops import client, errors, targets
+from sagapost_sandbox import errors as sandbox_errors
+from sagapost_sandbox import management
+
+_TIMEOUTS: Final = "-c statement_timeout=60000 -c lock_timeout=5000 -c default_transaction_read_only=on"
+_PAGE: Final = 1000
+_SAGAS: Final = """
+SELECT s.id, s.order_id, s.state, s.captured, s.refunded, o.total_amount AS total, o.currency, o.user_email, o.status
+  FROM sagas AS s JOIN orders AS o ON o.id = s.order_id
+"""
+_PAYMENTS: Final = "SELECT order_id, saga_id, status, amount, currency, transaction_id FROM payments"
+_LEDGER: Final = """
+SELECT l.order_id, p.saga_id, l.kind, l.amount, l.currency, l.transaction_id FROM ledger AS l JOIN payments AS p ON p.order_id = l.order_id
+"""
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+T = TypeVar("T")
+
+
+class Saga(msgspec.Struct, frozen=True, kw_only=True):
+    """A saga with what matters of its order."""
+
+    id: UUID
+    order_id: int
+    state: str
+    captured: Decimal
+    refunded: Decimal
+    total: Decimal
+    currency: str
+    user_email: str
+    status: str
+
+
+class Payment(msgspec.Struct, frozen=True, kw_only=True):
+    """A payment's row."""
+
+    order_id: int
+    saga_id: UUID
+    status: str
+    amount: Decimal
+    currency: str
+    transaction_id: str | None
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of our own ledger."""
+
+    order_id: int
+    saga_id: UUID
+    kind: str
+    amount: Decimal
+    currency: str
+    transaction_id: str
+
+
+class Movement(msgspec.Struct, frozen=True, kw_only=True):
+    """Money that really moved, as the provider's ledger has it; `reference` is the saga's id."""
+
+    kind: str
+    reference: str
+    charge_id: str
+    amount: Decimal
+    currency: str
+
+
+class Recipient(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    """An address in a mail's header."""
+
+    address: str
+
+
+class Mail(msgspec.Struct, frozen=True, kw_only=True):
+    """A mail that the mail server accepted."""
+
+    id: str = msgspec.field(name="ID")
+    message_id: str = msgspec.field(name="MessageID")
+    to: tuple[Recipient, ...] = msgspec.field(name="To")
+
+    @property
+    def template(self) -> str:
+        """What kind of mail it is."""
+        return self.message_id.strip("<>").partition("-")[0]
+
+    @property
+    def saga_id(self) -> str:
+        """Which saga it belongs to."""
+        return self.message_id.strip("<>").partition("-")[2].partition("@")[0]
+
+
+class Mails(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of the mail server's list, newest first."""
+
+    total: int
+    messages: tuple[Mail, ...]
+
+
+class MailText(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    """What the demo and the invariants read of a whole mail."""
+
+    text: str
+
+
+class Queue(msgspec.Struct, frozen=True, kw_only=True):
+    """How many messages wait in a queue and how many consumers it has."""
+
+    name: str
+    ready: int
+    consumers: int
+
+
+class Evidence:
+    """Everything one evaluation looks at; each source is read once, when it is first asked for."""
+
+    def __init__(self, order: Connection, payment: Connection, where: targets.Targets) -> None:
+        self.order = order
+        self.payment = payment
+        self._where = where
+
+    @cached_property
+    def sagas(self) -> dict[UUID, Saga]:
+        """All sagas by id."""
+        return {row.id: row for row in rows(self.order, _SAGAS, Saga)}
+
+    @cached_property
+    def payments(self) -> list[Payment]:
+        """All payments."""
+        return rows(self.payment, _PAYMENTS, Payment)
+
+    @cached_property
+    def ledger(self) -> list[Entry]:
+        """Our own ledger."""
+        return rows(self.payment, _LEDGER, Entry)
+
+    @cached_property
+    def movements(self) -> list[Movement] | None:
+        """Give the provider's ledger; None when it is not the sandbox's."""
+        if self._where.provider_url is None:
+            return None
+        with client.Client(self._where.provider_url) as provider:
+            return provider.get("/v1/ledger", list[Movement])
+
+    @cached_property
+    def mails(self) -> list[Mail] | None:
+        """All accepted mails; None when the mail server cannot be asked."""
+        if self._where.mailbox_url is None:
+            return None
+        found: list[Mail] = []
+        with client.Client(self._where.mailbox_url) as mailbox:
+            while True:
+                page = mailbox.get(f"/api/v1/messages?start={len(found)}&limit={_PAGE}", Mails)
+                found.extend(page.messages)
+                if not page.messages or len(found) >= page.total:
+                    return found
+
+    def texts(self, mails: list[Mail]) -> Generator[tuple[Mail, str]]:
+        """Read the plain text of each mail."""
+        if self._where.mailbox_url is not None:
+            with client.Client(self._where.mailbox_url) as mailbox:
+                for mail in mails:
+                    yield mail, mailbox.get(f"/api/v1/message/{mail.id}", MailText).text
+
+    @cached_property
+    def queues(self) -> dict[str, Queue] | None:
+        """Every queue of the topology, counted by the broker itself; None without a broker's address."""
+        url = self._where.amqp_url
+        if url is None:
+            return None
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:  # the caller may be inside an event loop
+            return thread.submit(lambda: asyncio.run(_queues(url))).result()
+
+    @cached_property
+    def unacknowledged(self) -> int | None:
+        """Count the deliveries that consumers hold; None without the management interface.
+
+        Asked of the channels, which tell every second; a quorum queue's own count is up to five seconds old.
+        """
+        if self._where.management_url is None or self._where.amqp_url is None:
+            return None
+        vhost = unquote(urlsplit(self._where.amqp_url).path[1:]) or "/"
+        parts = urlsplit(self._where.management_url)
+        api = management.Management(
+            host=parts.hostname or "127.0.0.1",
+            port=parts.port or 15672,
+            user=unquote(parts.username or "guest"),
+            password=unquote(parts.password or "guest"),
+        )
+        try:
+            answer = management.request(api, "GET", f"/api/vhosts/{quote(vhost, safe='')}/channels?columns=messages_unacknowledged")
+        except (OSError, sandbox_errors.ManagementError) as exc:
+            raise errors.UnfitError(f"the broker's management interface on port {api.port} cannot be asked: {exc}") from exc
+        return sum(line.get("messages_unacknowledged", 0) for line in msgspec.convert(answer, list[dict[str, int]]))
+
+
+async def _queues(url: str) -> dict[str, Queue]:
+    try:
+        connection = await amqp.connect(url, "sagapost-verify")
+    except amqp.BrokerUnavailableError as exc:
+        raise errors.UnfitError(f"the broker at {settings.without_password(url)} does not answer; see ./sagapost status") from exc
+    found: dict[str, Queue] = {}
+    try:
+        for wanted in topology.queues():
+            channel = await connection.channel()
+            with contextlib.suppress(exceptions.ChannelNotFoundEntity):  # which closes the channel
+                counted = (await channel.get_queue(wanted.name, ensure=True)).declaration_result
+                found[wanted.name] = Queue(name=wanted.name, ready=counted.message_count or 0, consumers=counted.consumer_count or 0)
+                await channel.close()
+    finally:
+        await amqp.close(connection)
+    return found
+
+
+def rows(conn: Connection, query: LiteralString, kind: type[T]) -> list[T]:
+    """Run a query and convert each row to `kind` by column name."""
+    cursor = conn.execute(query)
+    names = [column.name for column in cursor.description or ()]
+    return [msgspec.convert(dict(zip(names, values, strict=True)), kind) for values in cursor]
+
+
+def sentences(conn: Connection, query: LiteralString) -> list[str]:
+    """Run a query whose rows are one sentence each."""
+    return [str(row[0]) for row in conn.execute(query)]
+
+
+def count(conn: Connection, query: LiteralString) -> int:
+    """Run a query that counts."""
+    row = conn.execute(query).fetchone()
+    return int(row[0]) if row else 0
+
+
+@contextlib.contextmanager
+def gathered(where: targets.Targets) -> Generator[Evidence]:
+    """Open both databases, read-only, for one evaluation.
+
+    Raises:
+        UnfitError: one cannot be used.
+
+    """
+    with contextlib.ExitStack() as stack:
+        order, payment = (
+            stack.enter_context(contextlib.closing(_connect(targets.need(where, field))))
+            for field in ("order_database_url", "payment_database_url")
+        )
+        yield Evidence(order, payment, where)
+
+
+def _connect(url: str) -> Connection:
+    try:
+        return psycopg.connect(url, autocommit=True, connect_timeout=5, options=_TIMEOUTS, application_name="sagapost-verify")
+    except psycopg.OperationalError as exc:
+        reason = str(exc).strip().splitlines()[-1]
+        raise errors.UnfitError(
+            f"the database at {settings.without_password(url)} cannot be used: {reason}; see ./sagapost status"
+        ) from exc

@@ -1,0 +1,61 @@
+"""Invariant 5: whoever paid got one receipt, whoever was cancelled one cancellation mail, and nobody else anything."""
+
+from collections import Counter
+from typing import Final
+
+from sagapost_ops import evidence
+from sagapost_ops.invariants.outcome import Expectations, Outcome, outcome
+
+_WAIVED: Final = (
+    "SELECT DISTINCT saga_id::text FROM saga_history WHERE event = 'WaiveNotify' OR (source = 'operator' AND to_state = 'notified')"
+)
+_CANCELLED: Final = "SELECT DISTINCT correlation_id FROM outbox WHERE type = 'OrderCancelled'"
+_REFUSED: Final = "SELECT DISTINCT saga_id::text FROM saga_history WHERE event = 'EmailFailed'"
+
+
+def receipts(found: evidence.Evidence, expected: Expectations) -> Outcome | None:
+    """Check that every notified order has a receipt, sent to its customer, and that no unpaid order has one."""
+    if found.mails is None:
+        return None
+    sent = [mail for mail in found.mails if mail.template == "receipt"]
+    written = {mail.saga_id for mail in sent}
+    waived = set(evidence.sentences(found.order, _WAIVED))
+    captured = {str(entry.saga_id) for entry in found.ledger if entry.kind == "capture"}
+    sagas = {str(saga_id): saga for saga_id, saga in found.sagas.items()}
+    notified = [saga_id for saga_id, saga in sagas.items() if saga.state == "notified" and saga_id not in waived]
+    violations = [f"saga {saga_id} is notified and no receipt was accepted" for saga_id in notified if saga_id not in written]
+    for mail in sent:
+        if mail.saga_id not in sagas:
+            violations.extend([] if expected.strangers else [f"the receipt {mail.message_id} is of no saga"])
+        elif mail.saga_id not in captured:
+            violations.append(f"the receipt {mail.message_id} was sent for an order that was never paid")
+        elif [to.address for to in mail.to] != [sagas[mail.saga_id].user_email]:
+            violations.append(f"the receipt {mail.message_id} went to somebody else")
+    return outcome(len(notified) + len(sent), violations)
+
+
+def cancellations(found: evidence.Evidence, expected: Expectations) -> Outcome | None:
+    """Check that each announced cancellation has a mail, and nobody else has one."""
+    if found.mails is None:
+        return None
+    announced = set(evidence.sentences(found.order, _CANCELLED))
+    refused = set(evidence.sentences(found.order, _REFUSED))
+    known = {str(saga_id) for saga_id in found.sagas}
+    sent = {mail.saga_id for mail in found.mails if mail.template == "cancellation"}
+    violations = [f"saga {saga_id} was cancelled and no mail of it was accepted" for saga_id in sorted(announced - sent - refused)]
+    unasked = sent - announced if not expected.strangers else (sent & known) - announced
+    violations.extend(f"a cancellation mail was sent for saga {saga_id}, which was not cancelled" for saga_id in sorted(unasked))
+    return outcome(len(announced), violations)
+
+
+def duplicates(found: evidence.Evidence, expected: Expectations) -> Outcome | None:
+    """Check that no more mails came twice than processes crashed between the server's 250 and the acknowledgement."""
+    if found.mails is None:
+        return None
+    known = {str(saga_id) for saga_id in found.sagas}
+    copies = Counter(mail.message_id for mail in found.mails if mail.saga_id in known)
+    twice = {message_id: number for message_id, number in copies.items() if number > 1}
+    surplus = sum(twice.values()) - len(twice)
+    if surplus <= expected.duplicate_mails:
+        return outcome(len(copies), ())
+    return outcome(len(copies), (f"{message_id} was sent {number} times" for message_id, number in sorted(twice.items())))

@@ -1,0 +1,96 @@
+"""Invariant 7: everything in an outbox was published, and everything published was processed once by whoever listens."""
+
+from collections import defaultdict
+from typing import Final
+
+from sagapost_contracts import topology
+from sagapost_ops import evidence
+from sagapost_ops.invariants.outcome import Expectations, Outcome, outcome
+
+_OUTBOX: Final = "SELECT count(*) FROM outbox"
+# confirmed: visible in lo, or a part of the window under way that the cursor has passed
+_UNPUBLISHED: Final = """
+SELECT format('%s %s of saga %s has not been published', o.type, o.event_id, o.correlation_id)
+  FROM outbox AS o LEFT JOIN outbox_cursor AS c ON c.shard = o.shard
+ WHERE c.shard IS NULL
+    OR NOT (pg_visible_in_snapshot(o.xid, c.lo) OR (c.hi IS NOT NULL AND pg_visible_in_snapshot(o.xid, c.hi) AND o.id <= c.last_id))
+ ORDER BY o.id LIMIT 100
+"""
+_SENT: Final = "SELECT DISTINCT event_id::text, routing_key FROM outbox"
+_SEEN: Final = "SELECT message_id::text FROM inbox"
+# one message, one answer of a kind: two mean that it was processed twice
+_ANSWERED_TWICE: Final = """
+SELECT format('message %s was answered %s times with %s', headers ->> 'causation-id', count(DISTINCT event_id), type)
+  FROM outbox WHERE headers ? 'causation-id'
+ GROUP BY headers ->> 'causation-id', type HAVING count(DISTINCT event_id) > 1 LIMIT 100
+"""
+_SEEN_WITHOUT_TRACE: Final = """
+SELECT format('%s %s was taken in, and no saga shows it', i.type, i.message_id)
+  FROM inbox AS i LEFT JOIN saga_history AS h ON h.message_id = i.message_id
+ WHERE h.message_id IS NULL ORDER BY i.received_at LIMIT 100
+"""
+_TRACE_WITHOUT_SEEN: Final = """
+SELECT format('saga %s shows %s %s, which was not taken in', h.saga_id, h.event, h.message_id)
+  FROM saga_history AS h LEFT JOIN inbox AS i ON i.message_id = h.message_id
+ WHERE h.source = 'event' AND h.message_id IS NOT NULL AND i.message_id IS NULL ORDER BY h.saga_id, h.seq LIMIT 100
+"""
+
+
+def published(found: evidence.Evidence, _: Expectations) -> Outcome:
+    """Check that both relays have passed every row."""
+    checked = evidence.count(found.order, _OUTBOX) + evidence.count(found.payment, _OUTBOX)
+    return outcome(checked, evidence.sentences(found.order, _UNPUBLISHED) + evidence.sentences(found.payment, _UNPUBLISHED))
+
+
+def processed(found: evidence.Evidence, _: Expectations) -> Outcome:
+    """Check that what each service published is in the inbox of the other, or among its dead letters.
+
+    Dead letters are counted, not read: reading them would put them back, and each time counts as a delivery.
+    """
+    ways = (
+        (found.order, found.payment, topology.PAYMENT_QUEUE),
+        (found.payment, found.order, topology.ORDER_QUEUE),
+    )
+    checked, violations = 0, list[str]()
+    for sender, receiver, queue in ways:
+        sent = {str(row[0]) for row in sender.execute(_SENT) if any(_matches(key, str(row[1])) for key in topology.BINDINGS[queue])}
+        missing = sorted(sent - set(evidence.sentences(receiver, _SEEN)))
+        checked += len(sent)
+        if len(missing) > _dead_letters(found, queue):
+            violations.extend(f"message {event_id} was published and {queue} never processed it" for event_id in missing)
+    return outcome(checked, violations)
+
+
+def _matches(pattern: str, routing_key: str) -> bool:
+    words, given = pattern.split("."), routing_key.split(".")
+    return len(words) == len(given) and all(word in {"*", part} for word, part in zip(words, given, strict=True))
+
+
+def _dead_letters(found: evidence.Evidence, queue: str) -> int:
+    counted = (found.queues or {}).get(topology.dead_letter_queue(queue))
+    return counted.ready if counted else 0
+
+
+def answered_once(found: evidence.Evidence, _: Expectations) -> Outcome:
+    """Check that no message led to two messages of one kind."""
+    checked = evidence.count(found.order, _OUTBOX) + evidence.count(found.payment, _OUTBOX)
+    return outcome(checked, evidence.sentences(found.order, _ANSWERED_TWICE) + evidence.sentences(found.payment, _ANSWERED_TWICE))
+
+
+def inbox_matches_history(found: evidence.Evidence, _: Expectations) -> Outcome:
+    """Check that the order service's inbox and its histories know the same messages."""
+    checked = evidence.count(found.order, "SELECT count(*) FROM inbox")
+    return outcome(checked, evidence.sentences(found.order, _SEEN_WITHOUT_TRACE) + evidence.sentences(found.order, _TRACE_WITHOUT_SEEN))
+
+
+def dead_letters(found: evidence.Evidence, expected: Expectations) -> Outcome | None:
+    """Check that the dead-letter queues hold what was put there on purpose, and nothing waits for another try."""
+    if found.queues is None:
+        return None
+    depth: dict[str, int] = defaultdict(int)
+    for queue in found.queues.values():
+        depth["dead" if queue.name.endswith(".dlq") else "retry" if ".retry." in queue.name else "work"] += queue.ready
+    violations = [f"{depth['dead']} dead letters, expected {expected.dead}"] if depth["dead"] != expected.dead else []
+    if depth["retry"]:
+        violations.append(f"{depth['retry']} messages wait for another try")
+    return outcome(len(found.queues), violations)

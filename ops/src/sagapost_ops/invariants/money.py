@@ -1,0 +1,154 @@
+"""Invariants 3 and 4: what moved is what was ordered, once, and all books say the same."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Final
+from uuid import UUID
+
+from sagapost_ops import evidence
+from sagapost_ops.invariants.outcome import Expectations, Outcome, outcome
+
+LIVE: Final = frozenset({"paid", "notified", "notify_failed"})
+NEUTRAL: Final = frozenset({"compensated"})
+_NOTHING: Final = Decimal(0)
+_BOOKED: Final[dict[str, tuple[int, int]]] = {  # captures and refunds that go with a payment's status
+    "captured": (1, 0),
+    "refunded": (1, 1),
+    "failed": (0, 0),
+    "voided": (0, 0),
+}
+_ITEMS: Final = """
+SELECT format('order %s costs %s, its lines add up to %s', o.id, o.total_amount, sum(i.quantity * i.price))
+  FROM orders AS o LEFT JOIN order_items AS i ON i.order_id = o.id
+ GROUP BY o.id HAVING o.total_amount IS DISTINCT FROM sum(i.quantity * i.price) ORDER BY o.id LIMIT 100
+"""
+_SAGA_AMOUNT: Final = """
+SELECT format('order %s costs %s %s, its saga says %s %s', o.id, o.total_amount, o.currency, s.amount, s.currency)
+  FROM orders AS o JOIN sagas AS s ON s.order_id = o.id
+ WHERE (o.total_amount, o.currency) <> (s.amount, s.currency) ORDER BY o.id LIMIT 100
+"""
+# whatever came after a final "no" must not have been a capture
+_CAPTURE_AFTER_END: Final = """
+SELECT format('saga %s was charged after %s had said that it would not be', late.correlation_id, min(ended.type))
+  FROM outbox AS ended JOIN outbox AS late ON late.correlation_id = ended.correlation_id AND late.id > ended.id
+ WHERE ended.type IN ('PaymentVoided', 'PaymentFailed', 'PaymentRefunded') AND late.type = 'PaymentProcessed'
+ GROUP BY late.correlation_id ORDER BY late.correlation_id LIMIT 100
+"""
+_TWO_RESULTS: Final = """
+SELECT format('saga %s has %s results of its payment', correlation_id, count(DISTINCT event_id))
+  FROM outbox WHERE type IN ('PaymentProcessed', 'PaymentFailed')
+ GROUP BY correlation_id HAVING count(DISTINCT event_id) > 1 ORDER BY correlation_id LIMIT 100
+"""
+
+
+def payments_match_orders(found: evidence.Evidence, _: Expectations) -> Outcome:
+    """Check that each payment belongs to an order, asks for its amount, and is there when the saga says so."""
+    payments = {payment.saga_id: payment for payment in found.payments}
+    violations: list[str] = []
+    for payment in found.payments:
+        saga = found.sagas.get(payment.saga_id)
+        if saga is None or saga.order_id != payment.order_id:
+            violations.append(f"payment of order {payment.order_id} has no such order (saga {payment.saga_id})")
+        elif (payment.amount, payment.currency) != (saga.total, saga.currency) and not (payment.status == "voided" and not payment.amount):
+            violations.append(f"order {saga.order_id} costs {saga.total} {saga.currency}, its payment {payment.amount} {payment.currency}")
+    unpaid = (saga for saga in found.sagas.values() if saga.state != "created" and saga.id not in payments)
+    violations.extend(f"saga {saga.id} is {saga.state} and payment has never heard of it" for saga in unpaid)
+    return outcome(len(found.payments), violations)
+
+
+def ledger_matches_status(found: evidence.Evidence, _: Expectations) -> Outcome:
+    """Check that our ledger holds exactly what each payment's status stands for, at most one line of a kind."""
+    lines = Counter((entry.order_id, entry.kind) for entry in found.ledger)
+    violations: list[str] = []
+    for payment in found.payments:
+        booked = lines[payment.order_id, "capture"], lines[payment.order_id, "refund"]
+        if booked != _BOOKED.get(payment.status):
+            violations.append(f"payment of order {payment.order_id} is {payment.status} with {booked[0]} captures and {booked[1]} refunds")
+    return outcome(len(found.payments), violations)
+
+
+def ledger_matches_sagas(found: evidence.Evidence, _: Expectations) -> Outcome:
+    """Check that each saga knows of the money that moved, and that a live order is paid and any other is not."""
+    sums = _sums((entry.saga_id, entry.kind, entry.amount) for entry in found.ledger)
+    violations: list[str] = []
+    for saga in found.sagas.values():
+        captured, refunded = sums[saga.id, "capture"], sums[saga.id, "refund"]
+        if (captured, refunded) != (saga.captured, saga.refunded):
+            violations.append(
+                f"saga {saga.id} knows of {saga.captured} captured, {saga.refunded} refunded; the ledger has {captured}, {refunded}"
+            )
+        if saga.state in LIVE and captured - refunded != saga.total:
+            violations.append(f"order {saga.order_id} is {saga.state} and costs {saga.total}, taken is {captured - refunded}")
+        if saga.state in NEUTRAL and captured != refunded:
+            violations.append(f"order {saga.order_id} is {saga.state}, and {captured - refunded} of it was kept")
+    return outcome(len(found.sagas), violations)
+
+
+def provider_matches_ledger(found: evidence.Evidence, expected: Expectations) -> Outcome | None:
+    """Check against the provider's own ledger: the same money, each movement once, for nobody else."""
+    if found.movements is None:
+        return None
+    known = {str(saga_id) for saga_id in found.sagas}
+    ours = {(str(entry.saga_id), {"capture": "charge"}.get(entry.kind, entry.kind)): entry for entry in found.ledger}
+    theirs: dict[tuple[str, str], list[evidence.Movement]] = defaultdict(list)
+    for movement in found.movements:
+        if movement.reference in known or not expected.strangers:
+            theirs[movement.reference, movement.kind].append(movement)
+    violations: list[str] = []
+    for key in sorted(ours.keys() | theirs.keys()):
+        violations.extend(_compare(key, ours.get(key), theirs.get(key, []), is_known=key[0] in known))
+    return outcome(len(ours.keys() | theirs.keys()), violations)
+
+
+def _compare(key: tuple[str, str], ours: evidence.Entry | None, theirs: list[evidence.Movement], *, is_known: bool) -> Iterator[str]:
+    reference, kind = key
+    if not is_known:
+        yield f"the provider has a {kind} for {reference}, which is no saga"
+    if len(theirs) > 1:
+        yield f"saga {reference} has {len(theirs)} {kind}s at the provider"
+    total = sum((movement.amount for movement in theirs), _NOTHING)
+    if ours is None:
+        yield f"saga {reference} has a {kind} of {total} at the provider, and our ledger has none"
+    elif not theirs:
+        yield f"saga {reference} has a {kind} of {ours.amount} in our ledger, and the provider has none"
+    elif total != ours.amount or theirs[0].currency != ours.currency:
+        yield f"saga {reference}: a {kind} of {ours.amount} in our ledger, of {total} at the provider"
+    elif kind == "charge" and theirs[0].charge_id != ours.transaction_id:
+        yield f"saga {reference}: charge {ours.transaction_id} in our ledger, {theirs[0].charge_id} at the provider"
+
+
+def no_capture_after_the_end(found: evidence.Evidence, _: Expectations) -> Outcome:
+    """Check that payment never took money after it had said that it would not."""
+    return outcome(len(found.payments), evidence.sentences(found.payment, _CAPTURE_AFTER_END))
+
+
+def one_result(found: evidence.Evidence, _: Expectations) -> Outcome:
+    """Check that each charge was answered for once."""
+    return outcome(len(found.payments), evidence.sentences(found.payment, _TWO_RESULTS))
+
+
+def lines_add_up(found: evidence.Evidence, _: Expectations) -> Outcome:
+    """Check that lines, order and saga name one amount."""
+    return outcome(len(found.sagas), evidence.sentences(found.order, _ITEMS) + evidence.sentences(found.order, _SAGA_AMOUNT))
+
+
+def mails_name_the_amount(found: evidence.Evidence, _: Expectations) -> Outcome | None:
+    """Check that each receipt names the order's total."""
+    if found.mails is None:
+        return None
+    sagas = {str(saga_id): saga for saga_id, saga in found.sagas.items()}
+    receipts = [mail for mail in found.mails if mail.template == "receipt" and mail.saga_id in sagas]
+    wrong = (
+        f"the receipt {mail.message_id} does not name {sagas[mail.saga_id].total}"
+        for mail, text in found.texts(receipts)
+        if str(sagas[mail.saga_id].total) not in text.replace(",", "")
+    )
+    return outcome(len(receipts), wrong)
+
+
+def _sums(entries: Iterator[tuple[UUID, str, Decimal]]) -> dict[tuple[UUID, str], Decimal]:
+    sums: dict[tuple[UUID, str], Decimal] = defaultdict(lambda: _NOTHING)
+    for saga_id, kind, amount in entries:
+        sums[saga_id, kind] += amount
+    return sums

@@ -1,0 +1,198 @@
+"""What a stack consists of, as data: ports, processes, their variables and their order; it starts nothing."""
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from sagapost_ops import state
+
+PUBLIC: Final = {"gateway": 9000, "page": 3000, "order": 8001, "payment": 8002, "email": 8003, "provider": 8004, "mailbox": 8026}
+MOVABLE: Final = {
+    "order-db": 5433,
+    "payment-db": 5434,
+    "rabbitmq": 5672,
+    "rabbitmq-management": 15672,
+    "epmd": 4369,
+    "distribution": 25672,
+    "smtp": 1025,
+    "relay-order": 8011,
+    "relay-payment": 8012,
+}
+METRICS_PORT: Final = 9464
+MEASURED: Final = ("gateway", "order", "payment", "email", "relay-order", "relay-payment")
+SCALED: Final = ("payment", "email")
+DATABASES: Final = {
+    "order-db": ("order_user", "order_password", "order_db"),
+    "payment-db": ("payment_user", "payment_password", "payment_db"),
+}
+BROKER_USER: Final = ("ecommerce", "ecommerce123")
+HIGHEST_OFFSET: Final = 39_000  # 25672 is the highest port, and 65535 the last
+
+How = Literal["database", "broker", "task", "program"]
+NextFree = Callable[[int, Collection[int]], int]
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What `up` was asked for; delays in seconds."""
+
+    port_offset: int = 0
+    payment_delay_s: float = 1.0
+    email_delay_s: float = 2.0
+    workers: int = 1
+
+
+class Unit(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing to start: how, with what, after which others, and in which stage it is stopped (1 is last)."""
+
+    name: str
+    how: How
+    stage: int
+    arguments: tuple[str, ...] = ()
+    environ: dict[str, str] = {}
+    port: int = 0
+    kind: state.Kind = "health"
+    requires: tuple[str, ...] = ()
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole stack, ready to be started."""
+
+    options: Options
+    ports: dict[str, int]
+    addresses: state.Addresses
+    units: tuple[Unit, ...]
+
+
+def public_ports(port_offset: int) -> dict[str, int]:
+    """Name the ports that people and scripts rely on, and that therefore never move."""
+    return {name: port + port_offset for name, port in PUBLIC.items()}
+
+
+def choose_ports(options: Options, next_free: NextFree) -> dict[str, int]:
+    """Give every port of the stack; those nobody relies on move to the next free one."""
+    chosen = public_ports(options.port_offset)
+    wanted = {name: port + options.port_offset for name, port in MOVABLE.items()}
+    wanted |= {f"{name}-metrics": METRICS_PORT + options.port_offset + nth for nth, name in enumerate(MEASURED)}
+    for number in range(2, options.workers + 1):
+        wanted |= {f"{name}-{number}": 8020 + options.port_offset + 10 * number for name in SCALED}
+        wanted |= {f"{name}-{number}-metrics": METRICS_PORT + options.port_offset + 10 * number for name in SCALED}
+    for name, port in wanted.items():
+        chosen[name] = next_free(port, tuple(chosen.values()))
+    return chosen
+
+
+def addresses(ports: dict[str, int]) -> state.Addresses:
+    """Build the URLs that the processes and the commands connect to."""
+    user, password = BROKER_USER
+    return state.Addresses(
+        gateway_url=f"http://127.0.0.1:{ports['gateway']}",
+        order_database_url=_database_url("order-db", ports),
+        payment_database_url=_database_url("payment-db", ports),
+        amqp_url=f"amqp://{user}:{password}@127.0.0.1:{ports['rabbitmq']}/",
+        management_url=f"http://{user}:{password}@127.0.0.1:{ports['rabbitmq-management']}",
+        provider_url=f"http://127.0.0.1:{ports['provider']}",
+        mailbox_url=f"http://127.0.0.1:{ports['mailbox']}",
+    )
+
+
+def _database_url(name: str, ports: dict[str, int]) -> str:
+    user, password, database = DATABASES[name]
+    return f"postgresql://{user}:{password}@127.0.0.1:{ports[name]}/{database}"
+
+
+def make(options: Options, ports: dict[str, int], home: Path) -> Plan:
+    """Lay out the stack: infrastructure, what prepares it, the outside world, the services."""
+    where = addresses(ports)
+    infrastructure = (
+        Unit(name="order-db", how="database", stage=1, port=ports["order-db"], kind="postgres"),
+        Unit(name="payment-db", how="database", stage=1, port=ports["payment-db"], kind="postgres"),
+        Unit(name="rabbitmq", how="broker", stage=1, port=ports["rabbitmq"], kind="rabbitmq"),
+    )
+    units = (*infrastructure, *_preparations(where), *_outside(options, ports, home), *_services(options, ports, where))
+    return Plan(options=options, ports=ports, addresses=where, units=units)
+
+
+def _preparations(where: state.Addresses) -> tuple[Unit, ...]:
+    urls = {"SAGAPOST_ORDER_DATABASE_URL": where.order_database_url, "SAGAPOST_PAYMENT_DATABASE_URL": where.payment_database_url}
+    return (
+        Unit(
+            name="migrate",
+            how="task",
+            stage=2,
+            arguments=("sagapost_ops", "migrate", "up", "--wait", "60"),
+            environ=urls,
+        ),
+        Unit(
+            name="topology",
+            how="task",
+            stage=2,
+            arguments=("sagapost_ops", "topology", "declare", "--wait", "60"),
+            environ={"SAGAPOST_AMQP_URL": where.amqp_url},
+        ),
+    )
+
+
+def _outside(options: Options, ports: dict[str, int], home: Path) -> tuple[Unit, ...]:
+    provider = {
+        "SAGAPOST_PROVIDER_LEDGER": str(home / "ledgers" / "provider.jsonl"),
+        "SAGAPOST_PROVIDER_DELAY_S": f"{options.payment_delay_s:g}",
+    }
+    mailbox = {
+        "SAGAPOST_SMTP_PORT": str(ports["smtp"]),
+        "SAGAPOST_MAILBOX_LEDGER": str(home / "ledgers" / "mailbox.jsonl"),
+        "SAGAPOST_MAILBOX_DELAY_S": f"{options.email_delay_s:g}",
+    }
+    return (
+        _program("provider", ports, provider, module="sagapost_sandbox.provider", stage=2),
+        _program("mailbox", ports, mailbox, module="sagapost_sandbox.mailbox", stage=2),
+    )
+
+
+def _services(options: Options, ports: dict[str, int], where: state.Addresses) -> tuple[Unit, ...]:
+    broker = {"SAGAPOST_AMQP_URL": where.amqp_url}
+    order_db = {"SAGAPOST_DATABASE_URL": where.order_database_url} | broker
+    payment_db = {"SAGAPOST_DATABASE_URL": where.payment_database_url} | broker
+    edge = {"SAGAPOST_ORDER_URL": f"http://127.0.0.1:{ports['order']}", "SAGAPOST_PAGE_PORT": str(ports["page"])}
+    scaled = {
+        "payment": payment_db | {"SAGAPOST_PROVIDER_URL": where.provider_url},
+        "email": broker | {"SAGAPOST_SMTP_HOST": "127.0.0.1", "SAGAPOST_SMTP_PORT": str(ports["smtp"])},
+    }
+    ready = {"order": ("migrate",), "payment": ("migrate", "topology"), "email": ("topology",)}
+    return (
+        _program("order", ports, order_db, requires=ready["order"]),
+        *(
+            _program(name if number == 1 else f"{name}-{number}", ports, scaled[name], requires=ready[name], module=f"sagapost_{name}")
+            for number in range(1, options.workers + 1)
+            for name in SCALED
+        ),
+        _program("relay-order", ports, order_db, requires=ready["payment"], module="sagapost_relay"),
+        _program("relay-payment", ports, payment_db, requires=ready["payment"], module="sagapost_relay"),
+        _program("gateway", ports, edge, stage=4),
+    )
+
+
+def _program(
+    name: str,
+    ports: dict[str, int],
+    environ: dict[str, str],
+    *,
+    module: str = "",
+    requires: tuple[str, ...] = (),
+    stage: int = 3,
+) -> Unit:
+    variables = {
+        "SAGAPOST_HOST": "127.0.0.1",
+        "SAGAPOST_PORT": str(ports[name]),
+        "SAGAPOST_METRICS_PORT": str(ports.get(f"{name}-metrics", 0)),
+    }
+    return Unit(
+        name=name,
+        how="program",
+        stage=stage,
+        arguments=(module or f"sagapost_{name}",),
+        environ=variables | environ,
+        port=ports[name],
+        requires=requires,
+    )

@@ -1,0 +1,44 @@
+"""The JSON of `status`: every service with its address and readiness now; asks, and changes nothing."""
+
+import concurrent.futures
+
+import msgspec
+
+from sagapost_ops import probes, state
+from sagapost_sandbox import processes
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """One service as `status` shows it; no pid when its process is gone."""
+
+    name: str
+    url: str
+    port: int
+    pid: int | None
+    ready: bool
+    version: str
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """All services of a stack."""
+
+    services: tuple[Line, ...]
+
+
+def status(found: state.State) -> Status:
+    """Ask every service at once."""
+    with concurrent.futures.ThreadPoolExecutor(max_workers=max(1, len(found.services))) as pool:
+        return Status(services=tuple(pool.map(_line, found.services)))
+
+
+def _line(service: state.Service) -> Line:
+    record = service.record
+    alive = record is not None and processes.identify(record.pid) == record
+    return Line(
+        name=service.name,
+        url=service.url,
+        port=service.port,
+        pid=record.pid if record is not None and alive else None,
+        ready=alive and probes.ready(service.kind, service.port),
+        version=service.version,
+    )

@@ -1,0 +1,207 @@
+"""Owns the processes of one stack: starts them, restarts what dies, stops all in reverse order; it must not know what they do."""
+
+import concurrent.futures
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import msgspec
+
+from sagapost_ops import board, drivers, plan, state, versions
+from sagapost_sandbox import errors, processes
+
+PLAN_FILE: Final = "plan.json"
+LOCK_FILE: Final = "lock"
+START_TRIES: Final = 5
+_WATCH_EVERY_S: Final = 0.2
+_STEADY_S: Final = 10.0  # what lived this long has recovered: its next restart is quick again
+_JOIN_S: Final = 15.0
+_TAIL_LINES: Final = 12
+
+Report = Callable[[str], None]
+
+
+class AlreadyRunningError(Exception):
+    """Another supervisor holds this folder."""
+
+
+class Supervisor:
+    """One stack while it runs; a thread for each unit keeps that unit alive."""
+
+    def __init__(self, home: Path, wanted: plan.Plan, report: Report) -> None:
+        self._home = home
+        self._units = wanted.units
+        self._report = report
+        self._drivers = {unit.name: drivers.make(unit, wanted.ports, home) for unit in wanted.units}
+        self._ready = {unit.name: threading.Event() for unit in wanted.units}
+        self._threads = {unit.name: threading.Thread(target=self._keep, args=(unit,), daemon=True) for unit in wanted.units}
+        self._stopping = threading.Event()
+        self._signals = 0
+        self._failure = ""
+        self._board = board.Board(home, wanted, versions.of_stack(), _ourselves())
+
+    def run(self, on_ready: Callable[[], None]) -> str:
+        """Run the stack until a signal; give the reason when it could not be started, otherwise nothing."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        for thread in self._threads.values():
+            thread.start()
+        while not self._stopping.wait(0.1):
+            if all(event.is_set() for event in self._ready.values()):
+                self._board.phase("ready")
+                on_ready()
+                self._stopping.wait()
+        self._report("stopping")
+        self._board.phase("stopping", self._failure)
+        self._stop()
+        if self._failure:
+            self._board.phase("failed", self._failure)
+        else:
+            self._board.remove()
+        return self._failure
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self._signals += 1
+        self._stopping.set()
+        if self._signals > 1:  # whoever asks twice does not want to wait for anything to drain
+            threading.Thread(target=self._kill, daemon=True).start()
+
+    def _keep(self, unit: plan.Unit) -> None:
+        """Keep one unit alive until the stack stops."""
+        failures = 0
+        while self._requirements_are_met(unit):
+            began = time.monotonic()
+            try:
+                self._drivers[unit.name].start(self._stopping)
+            except Exception as exc:  # whatever is wrong with one unit must not silently end the thread that watches it
+                if self._stopping.is_set() or self._gives_up(unit, exc, failures + 1):
+                    return
+                self._report(f"{unit.name} did not start: {exc}")
+            else:
+                if not self._live(unit):
+                    return
+                self._report(f"{unit.name} ended and is started again")
+            failures = 1 if time.monotonic() - began > _STEADY_S else failures + 1
+            self._stopping.wait(backoff_s(failures))
+
+    def _requirements_are_met(self, unit: plan.Unit) -> bool:
+        for name in unit.requires:
+            while not self._ready[name].wait(0.1):
+                if self._stopping.is_set():
+                    return False
+        return not self._stopping.is_set()
+
+    def _live(self, unit: plan.Unit) -> bool:
+        """Watch a unit that has become ready; True when it ended and shall be started again."""
+        if self._stopping.is_set():
+            return False
+        driver = self._drivers[unit.name]
+        self._board.process(unit.name, driver.record())
+        if not self._ready[unit.name].is_set():
+            self._report(f"{unit.name} is ready")
+        self._ready[unit.name].set()
+        if unit.how == "task":
+            return False
+        while not self._stopping.wait(_WATCH_EVERY_S):
+            if driver.record() is None:
+                self._board.process(unit.name, None)
+                return True
+        return False
+
+    def _gives_up(self, unit: plan.Unit, exc: Exception, failures: int) -> bool:
+        """Tell whether the whole start has failed: not once a unit was ready, and not for one that was killed or stumbled."""
+        if self._ready[unit.name].is_set():
+            return False
+        if isinstance(exc, drivers.DiedError) and exc.code != 2 and failures < START_TRIES:
+            return False
+        log = state.log_of(self._home, unit.name)
+        lines = processes.tail(log).splitlines()[-_TAIL_LINES:]
+        self._failure = "\n  ".join((f"{exc}; the end of {log}:", *lines))
+        self._stopping.set()
+        return True
+
+    def _stop(self) -> None:
+        for stage in sorted({unit.stage for unit in self._units}, reverse=True):
+            names = [unit.name for unit in self._units if unit.stage == stage]
+            with concurrent.futures.ThreadPoolExecutor(max_workers=len(names)) as pool:
+                list(pool.map(self._end, names))
+
+    def _end(self, name: str) -> None:
+        self._threads[name].join(_JOIN_S)  # a database half way through its start is easier to stop after it
+        try:
+            self._drivers[name].stop()
+        except errors.SandboxError as exc:
+            self._report(f"{name} did not stop: {exc}")
+
+    def _kill(self) -> None:
+        for name, driver in self._drivers.items():
+            try:
+                driver.kill()
+            except errors.SandboxError as exc:
+                self._report(f"{name} did not stop: {exc}")
+
+
+def backoff_s(failures: int) -> float:
+    """Give the wait before the next start: 0.2 s, doubled for each failure in a row, at most 5 s."""
+    return min(5.0, 0.2 * 2.0 ** min(failures - 1, 6))
+
+
+def _ourselves() -> processes.Record:
+    found = processes.identify(os.getpid())
+    if found is None:
+        raise errors.StartError("/proc is not mounted; the supervisor cannot name itself")
+    return found
+
+
+@contextlib.contextmanager
+def alone(home: Path) -> Generator[None]:
+    """Hold the folder for as long as the block runs; the lock goes with the process, however that ends.
+
+    Raises:
+        AlreadyRunningError: another supervisor has it.
+
+    """
+    with (home / LOCK_FILE).open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise AlreadyRunningError from exc
+        yield
+
+
+def save(home: Path, wanted: plan.Plan) -> None:
+    """Write the plan down for a supervisor that is started by itself."""
+    state.replace(home / PLAN_FILE, msgspec.json.encode(wanted))
+
+
+def main(arguments: list[str]) -> int:
+    """Supervise the stack of the folder that is the only argument, writing what happens to standard error."""
+
+    def report(sentence: str) -> None:
+        sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {sentence}\n")
+        sys.stderr.flush()
+
+    home = Path(arguments[0])
+    wanted = msgspec.json.decode((home / PLAN_FILE).read_bytes(), type=plan.Plan)
+    try:
+        with alone(home):
+            failure = Supervisor(home, wanted, report).run(lambda: report("everything is ready"))
+    except AlreadyRunningError:
+        report("another supervisor has this folder")
+        return 2
+    if failure:
+        report(failure)
+    return 1 if failure else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,62 @@
+"""Where the commands find databases and broker: flags, then the environment, then the running stack; it must not connect."""
+
+import os
+
+import msgspec
+
+from sagapost_ops import errors, state
+
+_VARIABLES = {
+    "order_database_url": "SAGAPOST_ORDER_DATABASE_URL",
+    "payment_database_url": "SAGAPOST_PAYMENT_DATABASE_URL",
+    "amqp_url": "SAGAPOST_AMQP_URL",
+    "management_url": "SAGAPOST_MANAGEMENT_URL",
+    "provider_url": "SAGAPOST_PROVIDER_URL",
+    "mailbox_url": "SAGAPOST_MAILBOX_URL",
+    "gateway_url": "SAGAPOST_GATEWAY_URL",
+}
+
+
+class Targets(msgspec.Struct, frozen=True, kw_only=True):
+    """URLs; None for what this call does not know of."""
+
+    order_database_url: str | None = None
+    payment_database_url: str | None = None
+    amqp_url: str | None = None
+    management_url: str | None = None
+    provider_url: str | None = None
+    mailbox_url: str | None = None
+    gateway_url: str | None = None
+
+
+def find(port_offset: int) -> Targets:
+    """Read the environment when it names anything, otherwise the running stack: the two are never mixed.
+
+    Raises:
+        NothingMatchedError: neither is there.
+
+    """
+    named = {field: url for field, variable in _VARIABLES.items() if (url := os.environ.get(variable))}
+    if named:
+        return Targets(**named)
+    return of_stack(state.running(port_offset))
+
+
+def of_stack(found: state.State) -> Targets:
+    """Take everything from a running stack."""
+    return msgspec.convert(msgspec.to_builtins(found.addresses), Targets)
+
+
+def need(found: Targets, field: str) -> str:
+    """Give one URL.
+
+    Raises:
+        UnfitError: it is not known.
+
+    """
+    url = getattr(found, field)
+    if not isinstance(url, str):
+        raise errors.UnfitError(
+            f"{_VARIABLES[field]} is not set although others of its kind are; set it, or unset those to use the running stack"
+        )
+    return url

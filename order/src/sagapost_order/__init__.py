@@ -1,0 +1,1 @@
+"""Orders, the catalogue and the saga."""

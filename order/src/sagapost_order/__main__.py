@@ -1,0 +1,40 @@
+"""The order service's composition root: settings, pool, broker, API and consumer in one TaskGroup."""
+
+import asyncio
+import functools
+import os
+
+from sagapost_chassis import amqp, consuming, db, health, lifecycle, settings, web
+from sagapost_contracts import topology
+from sagapost_order import api, consumer
+from sagapost_order.settings import Settings
+
+
+def main() -> None:
+    """Run until SIGTERM."""
+    config = settings.load_or_exit(Settings, os.environ)
+    lifecycle.run("order", config, functools.partial(_main, config))
+
+
+async def _main(config: Settings, stop: asyncio.Event) -> None:
+    await db.require(config.database_url, "sagapost-order")
+    async with (
+        db.open_pool(config.database_url, "sagapost-order") as pool,
+        amqp.Publisher(config.amqp_url, "sagapost-order") as publisher,
+    ):
+        updates = consuming.Consumer(config.amqp_url, topology.ORDER_QUEUE, consumer.routes(pool), publisher)
+        checks = health.routes("order", {"database": functools.partial(_reads, pool)}, {"rabbitmq": updates.check})
+        app = web.app([*api.routes(pool, config.pay_window_s), *checks])
+        async with asyncio.TaskGroup() as group:
+            group.create_task(lifecycle.serve(app, config.host, config.port, stop))
+            group.create_task(updates.run(stop))
+
+
+async def _reads(pool: db.Pool) -> bool:
+    async with db.connection(pool) as conn:
+        await conn.execute("SELECT 1")
+    return True
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""What can go wrong in the order service, sorted into the chassis' three kinds; it must not know HTTP or SQL.
+
+FailureError
+├── DomainError                      the caller's doing
+│   ├── MalformedRequestError        400 malformed-request
+│   ├── IdempotencyKeyError          400 idempotency-key-invalid
+│   ├── NotFoundError                404 not-found
+│   ├── MediaTypeError               415 unsupported-media-type
+│   ├── RequestInvalidError          422 validation-failed
+│   ├── PriceChangedError            422 price-changed
+│   └── UnknownProductError          422 unknown-product
+├── TransientError                   worth another try
+│   ├── NotStoredError               the commit broke, and the order is not there
+│   ├── SagaMissingError             a message came before its saga could be seen
+│   └── SagaMovedError               somebody else moved the saga: the optimistic fence held
+└── PermanentError                   no retry will help
+    ├── IllegalEventError            the table has no cell for this event in this state
+    └── ForeignOrderError            a message names a saga and another saga's order
+"""
+
+from typing import ClassVar
+
+from sagapost_chassis import errors
+
+
+class MalformedRequestError(errors.DomainError):
+    """The body is not one JSON document as this service reads it."""
+
+    slug: ClassVar[str] = "malformed-request"
+    title: ClassVar[str] = "The request cannot be read"
+    status: ClassVar[int] = 400
+
+
+class IdempotencyKeyError(errors.DomainError):
+    """The Idempotency-Key header is empty, too long, repeated, or holds what a key may not hold."""
+
+    slug: ClassVar[str] = "idempotency-key-invalid"
+    title: ClassVar[str] = "The idempotency key is not valid"
+    status: ClassVar[int] = 400
+
+
+class NotFoundError(errors.DomainError):
+    """There is nothing of this id."""
+
+    slug: ClassVar[str] = "not-found"
+    title: ClassVar[str] = "There is nothing here"
+    status: ClassVar[int] = 404
+
+
+class MediaTypeError(errors.DomainError):
+    """The body is announced as something else than plain JSON."""
+
+    slug: ClassVar[str] = "unsupported-media-type"
+    title: ClassVar[str] = "Only application/json without a content encoding is read"
+    status: ClassVar[int] = 415
+
+
+class RequestInvalidError(errors.DomainError):
+    """The document is JSON, but not a checkout; `errors` points at what is wrong."""
+
+    slug: ClassVar[str] = "validation-failed"
+    title: ClassVar[str] = "The request does not fit"
+    status: ClassVar[int] = 422
+
+
+class CurrentPrice(errors.FieldError, frozen=True, kw_only=True):
+    """A price that is not the catalogue's, with the one that is."""
+
+    current_price: str
+
+
+class PriceChangedError(errors.DomainError):
+    """The customer saw another price than the catalogue's."""
+
+    slug: ClassVar[str] = "price-changed"
+    title: ClassVar[str] = "A price has changed"
+    status: ClassVar[int] = 422
+
+
+class UnknownProductError(errors.DomainError):
+    """The cart holds something that is not in the catalogue."""
+
+    slug: ClassVar[str] = "unknown-product"
+    title: ClassVar[str] = "There is no such product"
+    status: ClassVar[int] = 422
+
+
+class NotStoredError(errors.TransientError):
+    """The connection broke during COMMIT and the order is not there: nothing happened."""
+
+
+class SagaMissingError(errors.TransientError):
+    """No saga of this id can be seen yet."""
+
+
+class SagaMovedError(errors.TransientError):
+    """The saga has another version than the one that was read."""
+
+
+class IllegalEventError(errors.PermanentError):
+    """The transition table has no cell for this."""
+
+
+class ForeignOrderError(errors.PermanentError):
+    """The order in the message is not the saga's."""

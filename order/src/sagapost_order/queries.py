@@ -1,0 +1,243 @@
+"""Every SQL statement of the order service; it must not know why a statement is run."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import msgspec
+from psycopg.types import json
+
+from sagapost_chassis import db
+from sagapost_order import domain
+
+_PRICES: Final = """
+SELECT id, name, description, price, currency, now() AS at FROM products WHERE id = ANY (%(ids)s) LIMIT 50
+"""
+_PRODUCTS: Final = "SELECT id, name, description, price, currency FROM products ORDER BY id LIMIT 500"
+_PRODUCT: Final = "SELECT id, name, description, price, currency FROM products WHERE id = %(id)s"
+
+# one statement, so one round trip; foreign keys are checked at its end
+_INSERT_ORDER: Final = """
+WITH placed AS (
+    INSERT INTO orders (user_id, user_email, status, currency, total_amount, payment_method, processing_duration_ms, created_at, updated_at)
+    VALUES (%(user_id)s, %(user_email)s, %(status)s, %(currency)s, %(total)s, %(payment_method)s, %(duration_ms)s, %(at)s, %(at)s)
+    RETURNING id
+), lines AS (
+    INSERT INTO order_items (order_id, line, product_id, name, quantity, price)
+    SELECT placed.id, item.line, item.product_id, item.name, item.quantity, item.price
+      FROM placed,
+           unnest(%(product_ids)s::bigint[], %(names)s::text[], %(quantities)s::integer[], %(prices)s::numeric[])
+           WITH ORDINALITY AS item (product_id, name, quantity, price, line)
+), begun AS (
+    INSERT INTO sagas (id, order_id, state, version, amount, currency, deadline_at, deadline_kind, trace_id, created_at, updated_at)
+    SELECT %(saga_id)s, placed.id, %(state)s, 1, %(total)s, %(currency)s, %(deadline_at)s, %(deadline_kind)s, %(trace_id)s, %(at)s, %(at)s
+      FROM placed
+), told AS (
+    INSERT INTO saga_history (saga_id, seq, from_state, to_state, event, outcome, message_id, source, facts, at)
+    VALUES (%(saga_id)s, 1, 'none', %(state)s, 'OrderCreated', 'applied', %(message_id)s, 'http', %(facts)s, %(at)s)
+)
+SELECT placed.id, pg_current_xact_id()::text::bigint AS xid FROM placed
+"""
+
+# a backend that lost its client may still be committing: only when its transaction is over is "not there" an answer.
+# Both columns see the statement's one snapshot.
+_COMMIT_OUTCOME: Final = """
+SELECT EXISTS (SELECT FROM sagas WHERE id = %(saga_id)s) AS found,
+       NOT pg_visible_in_snapshot(%(xid)s::text::xid8, pg_current_snapshot()) AS running
+"""
+
+_SAGA: Final = """
+SELECT id, order_id, state, version, amount, captured, refunded, currency, payment_version, notified_at, cancellation_sent_at, reason,
+       attempts, attention, deadline_at, deadline_kind, trace_id, created_at, updated_at
+  FROM sagas WHERE id = %(saga_id)s
+"""
+# whoever waited for the lock gets the row, and the time, as they are after the wait
+_LOCK_SAGA: Final = """
+SELECT id, order_id, state, version, amount, captured, refunded, currency, payment_version, notified_at, cancellation_sent_at, reason,
+       attempts, attention, deadline_at, deadline_kind, trace_id, created_at, updated_at,
+       greatest(clock_timestamp(), updated_at) AS locked_at
+  FROM sagas WHERE id = %(saga_id)s FOR UPDATE
+"""
+_MOVE_SAGA: Final = """
+WITH moved AS (
+    UPDATE sagas
+       SET state = %(to_state)s, version = version + 1, captured = %(captured)s, refunded = %(refunded)s,
+           payment_version = %(payment_version)s, notified_at = %(notified_at)s, cancellation_sent_at = %(cancellation_sent_at)s,
+           reason = %(reason)s, attempts = %(attempts)s, attention = %(attention)s, deadline_at = %(deadline_at)s,
+           deadline_kind = %(deadline_kind)s, updated_at = %(at)s
+     WHERE id = %(saga_id)s AND version = %(version)s
+    RETURNING id, order_id, version
+), told AS (
+    UPDATE orders SET status = %(order_status)s, updated_at = %(at)s
+      FROM moved WHERE orders.id = moved.order_id AND orders.status <> %(order_status)s
+)
+INSERT INTO saga_history (saga_id, seq, from_state, to_state, event, outcome, message_id, source, reason, facts, at)
+SELECT id, version, %(from_state)s, %(to_state)s, %(event)s, %(outcome)s, %(message_id)s, 'event', %(history_reason)s, %(facts)s, %(at)s
+  FROM moved
+"""
+# a row's version is the seq of its newest history row: up to it, the history belongs to the row that was read
+_HISTORY: Final = """
+SELECT seq, from_state, to_state, event, outcome, reason, facts, at
+  FROM saga_history WHERE saga_id = %(saga_id)s AND seq <= %(version)s ORDER BY seq LIMIT 1000
+"""
+
+_ORDER: Final = """
+SELECT o.id, o.user_id, o.user_email, o.status, o.currency, o.total_amount, o.processing_duration_ms, o.created_at, o.updated_at,
+       s.id AS saga_id, s.state AS saga_state,
+       (SELECT jsonb_agg(jsonb_build_object('product_id', i.product_id, 'name', i.name, 'quantity', i.quantity, 'price', i.price::text)
+                         ORDER BY i.line)
+          FROM order_items i WHERE i.order_id = o.id) AS items
+  FROM orders o JOIN sagas s ON s.order_id = o.id
+ WHERE o.id = %(order_id)s
+"""
+
+
+class PricedProduct(domain.Product, frozen=True, kw_only=True):
+    """A product and the instant of the transaction that read it."""
+
+    at: datetime
+
+
+class Placed(msgspec.Struct, frozen=True, kw_only=True):
+    """A new order's id and the transaction that wrote it."""
+
+    id: int
+    xid: int
+
+
+class CommitOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the saga is there, and whether its transaction may still commit."""
+
+    found: bool
+    running: bool
+
+
+class LockedSaga(domain.Saga, frozen=True, kw_only=True):
+    """The saga's row, locked until the transaction ends, and the database's time of the lock."""
+
+    locked_at: datetime
+
+
+async def prices(conn: db.Connection, product_ids: Sequence[int]) -> list[PricedProduct]:
+    """Read the products of a cart, those that exist."""
+    async with conn.cursor(row_factory=db.struct_row(PricedProduct)) as cursor:
+        await cursor.execute(_PRICES, {"ids": list(product_ids)})
+        return await cursor.fetchall()
+
+
+async def products(conn: db.Connection) -> list[domain.Product]:
+    """Read the catalogue."""
+    async with conn.cursor(row_factory=db.struct_row(domain.Product)) as cursor:
+        await cursor.execute(_PRODUCTS)
+        return await cursor.fetchall()
+
+
+async def product(conn: db.Connection, product_id: int) -> domain.Product | None:
+    """Read one product."""
+    async with conn.cursor(row_factory=db.struct_row(domain.Product)) as cursor:
+        await cursor.execute(_PRODUCT, {"id": product_id})
+        return await cursor.fetchone()
+
+
+async def insert_order(
+    conn: db.Connection, order: domain.Order, facts: domain.Facts, *, payment_method: str, message_id: UUID, trace_id: str | None
+) -> Placed:
+    """Insert order, lines, saga and the first history row; the order's id is the database's, not `order.id`."""
+    values = {
+        "user_id": order.user_id,
+        "user_email": order.user_email,
+        "status": order.status,
+        "currency": order.currency,
+        "total": order.total_amount,
+        "payment_method": payment_method,
+        "duration_ms": order.processing_duration_ms,
+        "at": order.created_at,
+        "product_ids": [line.product_id for line in order.items],
+        "names": [line.name for line in order.items],
+        "quantities": [line.quantity for line in order.items],
+        "prices": [line.price for line in order.items],
+        "saga_id": order.saga_id,
+        "state": order.saga_state,
+        "deadline_at": facts.deadline_at,
+        "deadline_kind": facts.deadline_kind,
+        "trace_id": trace_id,
+        "message_id": message_id,
+        "facts": _jsonb(facts),
+    }
+    async with conn.cursor(row_factory=db.struct_row(Placed)) as cursor:
+        await cursor.execute(_INSERT_ORDER, values)
+        placed = await cursor.fetchone()
+    if placed is None:
+        raise LookupError("INSERT … RETURNING gave no row")
+    return placed
+
+
+async def commit_outcome(conn: db.Connection, saga_id: UUID, xid: int) -> CommitOutcome:
+    """Find out whether a checkout whose COMMIT got no answer happened."""
+    async with conn.cursor(row_factory=db.struct_row(CommitOutcome)) as cursor:
+        await cursor.execute(_COMMIT_OUTCOME, {"saga_id": saga_id, "xid": xid})
+        return await cursor.fetchone() or CommitOutcome(found=False, running=False)
+
+
+async def saga(conn: db.Connection, saga_id: UUID) -> domain.Saga | None:
+    """Read a saga."""
+    async with conn.cursor(row_factory=db.struct_row(domain.Saga)) as cursor:
+        await cursor.execute(_SAGA, {"saga_id": saga_id})
+        return await cursor.fetchone()
+
+
+async def lock_saga(conn: db.Connection, saga_id: UUID) -> LockedSaga | None:
+    """Read a saga and lock it, and with it its order's place in the outbox, until the transaction ends."""
+    async with conn.cursor(row_factory=db.struct_row(LockedSaga)) as cursor:
+        await cursor.execute(_LOCK_SAGA, {"saga_id": saga_id})
+        return await cursor.fetchone()
+
+
+async def move_saga(
+    conn: db.Connection,
+    before: domain.Saga,
+    after: domain.Saga,
+    facts: domain.Facts,
+    *,
+    event: str,
+    outcome: str,
+    reason: str | None,
+    order_status: str,
+    message_id: UUID,
+) -> bool:
+    """Write a saga's new row, the history row and the order's status; False, and nothing written, if the version is another."""
+    values: dict[str, object] = {
+        **msgspec.structs.asdict(facts),
+        "saga_id": before.id,
+        "version": before.version,
+        "from_state": before.state,
+        "to_state": after.state,
+        "order_status": order_status,
+        "event": event,
+        "outcome": outcome,
+        "history_reason": reason,
+        "message_id": message_id,
+        "facts": _jsonb(facts),
+        "at": after.updated_at,
+    }
+    cursor = await conn.execute(_MOVE_SAGA, values)
+    return cursor.rowcount == 1
+
+
+async def history(conn: db.Connection, saga: domain.Saga) -> list[domain.HistoryRow]:
+    """Read the history that led to this row."""
+    async with conn.cursor(row_factory=db.struct_row(domain.HistoryRow)) as cursor:
+        await cursor.execute(_HISTORY, {"saga_id": saga.id, "version": saga.version})
+        return await cursor.fetchall()
+
+
+async def order(conn: db.Connection, order_id: int) -> domain.Order | None:
+    """Read an order with its lines."""
+    async with conn.cursor(row_factory=db.struct_row(domain.Order)) as cursor:
+        await cursor.execute(_ORDER, {"order_id": order_id})
+        return await cursor.fetchone()
+
+
+def _jsonb(facts: domain.Facts) -> json.Jsonb:
+    return json.Jsonb(facts, dumps=msgspec.json.encode)

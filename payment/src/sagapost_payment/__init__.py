@@ -1,0 +1,1 @@
+"""Captures and refunds, exactly once per order."""

@@ -1,0 +1,34 @@
+"""Payment's process: settings, pool, provider, broker, then health and consumer side by side until SIGTERM."""
+
+import asyncio
+import os
+from functools import partial
+
+from sagapost_chassis import amqp, consuming, db, lifecycle, settings
+from sagapost_contracts import topology
+from sagapost_payment import api, consumer, provider
+from sagapost_payment.settings import Settings
+
+
+async def _main(config: Settings, stop: asyncio.Event) -> None:
+    await db.require(config.database_url, "sagapost-payment")
+    async with (
+        db.open_pool(config.database_url, "sagapost-payment") as pool,
+        provider.open_provider(config.provider_url, config.provider_timeout_s) as psp,
+        amqp.Publisher(config.amqp_url, "sagapost-payment-publisher") as publisher,
+    ):
+        routes = consumer.routes(pool, psp, max_unanswered=config.provider_attempts)
+        worker = consuming.Consumer(config.amqp_url, topology.PAYMENT_QUEUE, routes, publisher, concurrency=consumer.CONCURRENCY)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(lifecycle.serve(api.app(pool, worker), config.host, config.port, stop))
+            group.create_task(worker.run(stop))
+
+
+def main() -> None:
+    """Run the payment service."""
+    config = settings.load_or_exit(Settings, os.environ)
+    lifecycle.run("payment", config, partial(_main, config))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""A payment, what can become of a call to the provider, and the events that tell of it; pure, no I/O and no clock."""
+
+import enum
+from datetime import datetime
+from decimal import Decimal
+from typing import Final
+from uuid import UUID
+
+import msgspec
+
+from sagapost_contracts import events
+
+EXPIRED: Final = "expired"
+PROVIDER_TIMEOUT: Final = "provider_timeout"
+CANCELLED: Final = "cancelled"
+
+
+class Status(enum.StrEnum):
+    """Where a payment stands; `voided` is a tombstone: nothing is charged for this order any more."""
+
+    PROCESSING = "processing"
+    CAPTURED = "captured"
+    FAILED = "failed"
+    VOIDED = "voided"
+    REFUNDING = "refunding"
+    REFUNDED = "refunded"
+
+
+class Payment(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of `payments`; `expired` says whether pay_before had passed when it was read, by the database's clock."""
+
+    id: int
+    order_id: int
+    saga_id: UUID
+    status: Status
+    version: int
+    amount: Decimal
+    currency: str
+    payment_method: str
+    transaction_id: str | None
+    code: str | None
+    reason: str | None
+    user_email: str
+    items: tuple[events.Line, ...]
+    unanswered_calls: int
+    cancel_requested_at: datetime | None
+    expired: bool
+
+
+class Movement(msgspec.Struct, frozen=True, kw_only=True):
+    """Money that really moved, as the provider tells it; `transaction_id` is its name for the charge or the refund."""
+
+    amount: Decimal
+    currency: str
+    transaction_id: str
+    at: datetime
+
+
+class Captured(Movement, frozen=True, kw_only=True):
+    """The provider holds a charge; the amount is what it says it took."""
+
+
+class Refunded(Movement, frozen=True, kw_only=True):
+    """The provider gave the money back."""
+
+
+class Declined(msgspec.Struct, frozen=True, kw_only=True):
+    """The provider refused for good; nothing moved."""
+
+    code: str
+    reason: str
+
+
+class Unknown(msgspec.Struct, frozen=True, kw_only=True):
+    """The provider may have acted; `unanswered` when it let the time pass or said nothing that can be read."""
+
+    cause: str
+    unanswered: bool
+
+
+class GivenUp(msgspec.Struct, frozen=True, kw_only=True):
+    """The provider says that there is no charge, and we will not ask for one again."""
+
+    code: str
+    reason: str
+
+
+Result = Captured | Declined | GivenUp
+
+
+def charge_key(saga_id: UUID) -> str:
+    """Give the one idempotency key under which this order is ever charged."""
+    return f"cap:{saga_id}"
+
+
+def refund_key(saga_id: UUID) -> str:
+    """Give the one idempotency key under which this order is ever refunded."""
+    return f"ref:{saga_id}"
+
+
+def reason_to_give_up(payment: Payment, max_unanswered: int) -> GivenUp | None:
+    """Decide, once the provider has said that there is no charge, whether to stop asking for one."""
+    if payment.cancel_requested_at is not None:
+        return GivenUp(code=CANCELLED, reason="The order was cancelled before anything was charged.")
+    if payment.expired:
+        return GivenUp(code=EXPIRED, reason="The time to pay ran out; nothing was charged.")
+    if payment.unanswered_calls >= max_unanswered:
+        return GivenUp(code=PROVIDER_TIMEOUT, reason=f"The provider left {payment.unanswered_calls} calls unanswered; nothing was charged.")
+    return None
+
+
+def must_go_back(payment: Payment) -> bool:
+    """Tell whether a capture that just became known has to be refunded at once: nobody waits for it any more."""
+    return payment.status is Status.VOIDED or (payment.status is Status.PROCESSING and payment.cancel_requested_at is not None)
+
+
+def processed(payment: Payment, captured: Movement) -> events.PaymentProcessed:
+    """Tell of a capture, with the amount that was really taken."""
+    return events.PaymentProcessed(
+        order_id=payment.order_id,
+        saga_id=payment.saga_id,
+        payment_id=payment.id,
+        payment_version=payment.version,
+        amount=captured.amount,
+        currency=captured.currency,
+        transaction_id=captured.transaction_id,
+        captured_at=captured.at,
+        user_email=payment.user_email,
+        items=payment.items,
+    )
+
+
+def failed(payment: Payment) -> events.PaymentFailed:
+    """Tell that the provider refused for good."""
+    return events.PaymentFailed(
+        order_id=payment.order_id,
+        saga_id=payment.saga_id,
+        payment_version=payment.version,
+        code=payment.code or "declined",
+        reason=payment.reason or "",
+    )
+
+
+def voided(payment: Payment) -> events.PaymentVoided:
+    """Tell that nothing is captured and nothing will be."""
+    return events.PaymentVoided(
+        order_id=payment.order_id,
+        saga_id=payment.saga_id,
+        payment_version=payment.version,
+        code=payment.code or CANCELLED,
+        reason=payment.reason or "",
+    )
+
+
+def refunded(payment: Payment, movement: Movement) -> events.PaymentRefunded:
+    """Tell that what was captured went back."""
+    return events.PaymentRefunded(
+        order_id=payment.order_id,
+        saga_id=payment.saga_id,
+        payment_version=payment.version,
+        amount=movement.amount,
+        currency=movement.currency,
+        refund_id=movement.transaction_id,
+    )
+
+
+def refund_failed(payment: Payment, captured: Movement, declined: Declined) -> events.RefundFailed:
+    """Tell that the provider refused to give the money back."""
+    return events.RefundFailed(
+        order_id=payment.order_id,
+        saga_id=payment.saga_id,
+        payment_version=payment.version,
+        amount=captured.amount,
+        currency=captured.currency,
+        code=declined.code,
+        permanent=True,
+    )

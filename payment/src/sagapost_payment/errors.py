@@ -1,0 +1,28 @@
+"""What payment raises on purpose.
+
+FailureError
+├── TransientError
+│   ├── ProviderUnavailableError   nothing reached the provider
+│   ├── OutcomeUnknownError        the provider may have acted; asked, it knows of nothing yet
+│   └── StalePaymentError          somebody else moved the payment meanwhile
+└── PermanentError
+    └── ForeignSagaError           the saga's one payment belongs to another order
+"""
+
+from sagapost_chassis import errors
+
+
+class ProviderUnavailableError(errors.TransientError):
+    """The provider cannot be asked right now; nothing that it would act on has reached it."""
+
+
+class OutcomeUnknownError(errors.TransientError):
+    """A call's outcome is not known; the same call with the same key follows."""
+
+
+class StalePaymentError(errors.TransientError):
+    """The payment has another version than the one that was read."""
+
+
+class ForeignSagaError(errors.PermanentError):
+    """A message pairs an order with the saga of another one; somebody sent nonsense."""

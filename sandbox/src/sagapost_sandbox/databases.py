@@ -1,0 +1,48 @@
+"""Roles, databases and clones of template databases on any PostgreSQL server, given its superuser; knows no table."""
+
+from typing import LiteralString
+
+import psycopg
+from psycopg import sql
+
+CONNECT_TIMEOUT_S = 5
+
+
+def ensure_role(admin_dsn: str, name: str, password: str) -> None:
+    """Make a login role, or give an existing one this password."""
+    verb = sql.SQL("ALTER" if _exists(admin_dsn, "SELECT 1 FROM pg_roles WHERE rolname = %(name)s", name) else "CREATE")
+    _execute(admin_dsn, sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(verb, sql.Identifier(name), sql.Literal(password)))
+
+
+def ensure_database(admin_dsn: str, name: str, owner: str) -> None:
+    """Make an empty UTF-8 database of `owner`, unless there is one of that name."""
+    if not _exists(admin_dsn, "SELECT 1 FROM pg_database WHERE datname = %(name)s", name):
+        # template0, because only from it a database may have an encoding other than the server's own.
+        statement = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0 ENCODING 'UTF8'")
+        _execute(admin_dsn, statement.format(sql.Identifier(name), sql.Identifier(owner)))
+
+
+def freeze(admin_dsn: str, name: str) -> None:
+    """Turn a finished database into a template: nobody connects to it any more, which cloning needs."""
+    _execute(admin_dsn, sql.SQL("ALTER DATABASE {} WITH IS_TEMPLATE true ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
+
+
+def clone(admin_dsn: str, template: str, name: str, owner: str) -> None:
+    """Make a database that is a copy of a template."""
+    names = [sql.Identifier(word) for word in (name, template, owner)]
+    _execute(admin_dsn, sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER {}").format(*names))
+
+
+def drop(admin_dsn: str, name: str) -> None:
+    """Drop a database, ending the sessions that still use it; nothing when it is gone."""
+    _execute(admin_dsn, sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _exists(admin_dsn: str, query: LiteralString, name: str) -> bool:
+    with psycopg.connect(admin_dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S) as conn:
+        return conn.execute(query, {"name": name}).fetchone() is not None
+
+
+def _execute(admin_dsn: str, statement: sql.Composed) -> None:
+    with psycopg.connect(admin_dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S) as conn:
+        conn.execute(statement)

@@ -1,0 +1,93 @@
+"""Which TCP ports of this machine are free, and who holds the others; knows nothing of what will listen there."""
+
+import contextlib
+import errno
+import pathlib
+import random
+import re
+import socket
+from collections.abc import Collection, Iterator
+from typing import Final
+
+HIGHEST: Final = 65535
+LISTEN: Final = "0A"
+# Below the kernel's usual range for outgoing connections (32768+), so that no client socket takes a port between the choice and the bind.
+TRIAL_RANGE: Final = (20_000, 32_000)
+_TAKEN: Final = frozenset({errno.EADDRINUSE, errno.EACCES})
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on this port of 127.0.0.1, and nobody else answers to `localhost` over IPv6."""
+    return _can_bind(socket.AF_INET, "127.0.0.1", port) and _can_bind(socket.AF_INET6, "::1", port)
+
+
+def _can_bind(family: socket.AddressFamily, host: str, port: int) -> bool:
+    try:
+        with contextlib.closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
+            # Connections in TIME_WAIT do not keep a server from binding; a listener still does.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as exc:
+        return exc.errno not in _TAKEN  # no IPv6 on this machine: nobody can answer there
+    return True
+
+
+def next_free(port: int, avoid: Collection[int] = ()) -> int:
+    """Return the first free port from `port` upwards that is not in `avoid`."""
+    for candidate in range(port, HIGHEST + 1):
+        if candidate not in avoid and is_free(candidate):
+            return candidate
+    raise OSError(errno.EADDRNOTAVAIL, f"no free TCP port from {port} upwards")
+
+
+def trial(count: int) -> tuple[int, ...]:
+    """Return `count` free ports at a random place, for servers that only this run knows."""
+    chosen: list[int] = []
+    start = random.SystemRandom().randrange(*TRIAL_RANGE)
+    for _ in range(count):
+        start = next_free(start + 1, chosen)
+        chosen.append(start)
+    return tuple(chosen)
+
+
+def owner(port: int) -> tuple[int, str] | None:
+    """Return (pid, process name) of who listens on `port`; None when nobody does or when it may not be seen."""
+    inodes = set(_listening_inodes(port))
+    if not inodes:
+        return None
+    for process in pathlib.Path("/proc").iterdir():
+        if process.name.isdigit() and inodes & set(_socket_inodes(process)):
+            return int(process.name), _name(process)
+    return None
+
+
+def describe_taken(port: int) -> str:
+    """Say in one sentence that `port` is taken and by whom."""
+    holder = owner(port)
+    if holder is None:
+        return f"port {port} is taken by a process of another user"
+    return f"port {port} is taken by {holder[1]} (pid {holder[0]})"
+
+
+def _listening_inodes(port: int) -> Iterator[str]:
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in pathlib.Path(table).read_text(encoding="ascii").splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+                    yield fields[9]
+
+
+def _socket_inodes(process: pathlib.Path) -> Iterator[str]:
+    with contextlib.suppress(OSError):  # it ended meanwhile, or belongs to somebody else
+        for descriptor in (process / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                if match := re.fullmatch(r"socket:\[(\d+)\]", str(descriptor.readlink())):
+                    yield match[1]
+
+
+def _name(process: pathlib.Path) -> str:
+    try:
+        return (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return "a process that just ended"

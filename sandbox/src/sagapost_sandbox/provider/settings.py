@@ -1,0 +1,11 @@
+"""The provider's settings from the environment; knows no default but development's."""
+
+from sagapost_chassis import settings
+
+
+class Settings(settings.Common, frozen=True, kw_only=True):
+    """`provider_ledger` is the file of the money that moved; `provider_delay_s` what every call takes."""
+
+    port: int = 8004
+    provider_ledger: str
+    provider_delay_s: float = 0.0

@@ -1,0 +1,207 @@
+"""One PostgreSQL and one RabbitMQ per run, a clone and a virtual host per test, services as real processes; `--infra` says where from."""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import itertools
+import pathlib
+import signal
+import uuid
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, Protocol
+
+import pytest
+
+from sagapost_chassis import topology
+from sagapost_ops import migrations
+from sagapost_sandbox import databases, errors, ports
+from sagapost_sandbox.testing import containers, polling, servers, services
+
+ROLES = {"order": ("order_user", "order_password"), "payment": ("payment_user", "payment_password")}
+
+
+class StartService(Protocol):
+    """Starts `python -m sagapost_<name>` (a dotted name is taken as it is) with these variables; killed after the test."""
+
+    def __call__(self, name: str, env: Mapping[str, str]) -> services.Service:
+        """Start one; it is ready when `wait_ready()` returns."""
+        ...
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --infra."""
+    parser.addoption("--infra", choices=("native", "docker"), default="native", help="servers as child processes, or in containers")
+
+
+def pytest_configure() -> None:
+    """Let SIGTERM end a run as Ctrl-C does: fixtures are torn down, no server stays behind."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Run async tests on asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., Any]:
+    """Give `eventually(condition, deadline_s=10)`; see sagapost_sandbox.testing.polling."""
+    return polling.eventually
+
+
+@pytest.fixture(scope="session")
+def run_folder() -> Generator[pathlib.Path]:
+    """Make a folder outside the repository, gone after the run."""
+    with servers.run_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def new_databases(
+    run_folder: pathlib.Path, pytestconfig: pytest.Config
+) -> Callable[[], contextlib.AbstractContextManager[servers.Databases]]:
+    """Give what runs one more PostgreSQL server, from where `--infra` says."""
+    make = containers.container_databases if pytestconfig.getoption("--infra") == "docker" else servers.native_databases
+    return lambda: make(run_folder / f"postgres-{uuid.uuid4().hex[:8]}")
+
+
+@pytest.fixture(scope="session")
+def new_broker(run_folder: pathlib.Path, pytestconfig: pytest.Config) -> Callable[[], contextlib.AbstractContextManager[servers.Broker]]:
+    """Give what runs one more RabbitMQ node, from where `--infra` says."""
+    make = containers.container_broker if pytestconfig.getoption("--infra") == "docker" else servers.native_broker
+    return lambda: make(run_folder / f"rabbitmq-{uuid.uuid4().hex[:8]}")
+
+
+@pytest.fixture(scope="session")
+def database_server(new_databases: Callable[[], contextlib.AbstractContextManager[servers.Databases]]) -> Generator[servers.Databases]:
+    """Run the PostgreSQL server that all tests share; none may stop it."""
+    with _or_exit(), new_databases() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def broker(new_broker: Callable[[], contextlib.AbstractContextManager[servers.Broker]]) -> Generator[servers.Broker]:
+    """Run the RabbitMQ node that all tests share; none may stop it."""
+    with _or_exit(), new_broker() as node:
+        yield node
+
+
+@pytest.fixture
+def private_databases(new_databases: Callable[[], contextlib.AbstractContextManager[servers.Databases]]) -> Generator[servers.Databases]:
+    """Run a PostgreSQL server for one test, which may stop, kill and start it; empty."""
+    with new_databases() as server:
+        yield server
+
+
+@pytest.fixture
+def private_broker(new_broker: Callable[[], contextlib.AbstractContextManager[servers.Broker]]) -> Generator[servers.Broker]:
+    """Run a RabbitMQ node for one test, which may stop, kill and start it; the topology is declared in `/`."""
+    with new_broker() as node:
+        declare_topology(node.amqp_url())
+        yield node
+
+
+@pytest.fixture(scope="session")
+def templates(database_server: servers.Databases) -> Mapping[str, str]:
+    """Migrate one template database per service, once, and name them."""
+    names: dict[str, str] = {}
+    for service, (user, password) in ROLES.items():
+        names[service] = f"template_{service}"
+        migrations.upgrade(database_server.create(user, password, names[service]), service)
+        databases.freeze(database_server.admin_dsn, names[service])
+    return names
+
+
+@pytest.fixture
+def order_db(database_server: servers.Databases, templates: Mapping[str, str]) -> Generator[str]:
+    """Give the connection string of a fresh, migrated order database."""
+    with _clone(database_server, templates["order"], "order") as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def payment_db(database_server: servers.Databases, templates: Mapping[str, str]) -> Generator[str]:
+    """Give the connection string of a fresh, migrated payment database."""
+    with _clone(database_server, templates["payment"], "payment") as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def vhost(broker: servers.Broker) -> Generator[str]:
+    """Give the AMQP URL of a fresh virtual host with the topology declared."""
+    name = f"test-{uuid.uuid4().hex}"
+    url = broker.create_vhost(name)
+    try:
+        declare_topology(url)
+        yield url
+    finally:
+        broker.delete_vhost(name)
+
+
+@pytest.fixture
+def start_service(tmp_path: pathlib.Path) -> Generator[StartService]:
+    """Give what starts services for this test; all are killed after it."""
+    started: list[services.Service] = []
+    numbers = itertools.count(1)
+
+    def start(name: str, env: Mapping[str, str]) -> services.Service:
+        module = name if "." in name or name.startswith("sagapost_") else f"sagapost_{name}"
+        service = services.Service(module, env, tmp_path / f"{next(numbers)}-{module}.log")
+        started.append(service)
+        return service
+
+    yield start
+    for service in started:
+        service.kill()
+
+
+@pytest.fixture(scope="session")
+def provider(run_folder: pathlib.Path) -> Generator[services.Service]:
+    """Run the payment provider that all tests share; find your own movements by reference."""
+    env = {"SAGAPOST_PROVIDER_LEDGER": str(run_folder / "provider.jsonl")}
+    with _running("sagapost_sandbox.provider", env, run_folder / "provider.log") as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def mailbox(run_folder: pathlib.Path) -> Generator[services.Service]:
+    """Run the mailbox that all tests share: SMTP on `mailbox.env["SAGAPOST_SMTP_PORT"]`; find your own mails by recipient or Message-ID."""
+    env = {"SAGAPOST_MAILBOX_LEDGER": str(run_folder / "mailbox.jsonl"), "SAGAPOST_SMTP_PORT": str(ports.trial(1)[0])}
+    with _running("sagapost_sandbox.mailbox", env, run_folder / "mailbox.log") as service:
+        yield service
+
+
+def declare_topology(amqp_url: str) -> None:
+    """Declare the topology from outside any event loop, in a thread, for a test may be inside one."""
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        thread.submit(lambda: asyncio.run(topology.declare(amqp_url))).result()
+
+
+@contextlib.contextmanager
+def _clone(server: servers.Databases, template: str, service: str) -> Generator[str]:
+    name = f"{service}_{uuid.uuid4().hex}"
+    user, password = ROLES[service]
+    databases.clone(server.admin_dsn, template, name, user)
+    try:
+        yield server.dsn(user, password, name)
+    finally:
+        databases.drop(server.admin_dsn, name)
+
+
+@contextlib.contextmanager
+def _running(module: str, env: Mapping[str, str], log: pathlib.Path) -> Generator[services.Service]:
+    service = services.Service(module, env, log)
+    try:
+        yield service.wait_ready()
+    finally:
+        service.kill()
+
+
+@contextlib.contextmanager
+def _or_exit() -> Generator[None]:
+    """End the whole run with one sentence when there is nothing to run the servers with: no test could pass."""
+    try:
+        yield
+    except (errors.MissingPackagesError, errors.NoEngineError) as exc:
+        pytest.exit(str(exc), returncode=2)

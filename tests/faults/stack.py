@@ -1,0 +1,142 @@
+"""A whole stack of real processes for the fault tests: every service, one of them made to fail."""
+
+import http.client
+import json
+import pathlib
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from sagapost_ops import targets, verify
+from sagapost_ops.invariants import outcome
+from sagapost_sandbox import ports
+from sagapost_sandbox.testing import polling, servers, services
+
+CART = {"user_id": 1, "items": [{"product_id": 1, "quantity": 1, "price": "1299.99"}]}
+Json = Any  # whatever the service answers
+ENDED = {"notified", "compensated"}
+
+
+class Stack:
+    """Every service as a process, each on a port that it keeps across restarts."""
+
+    def __init__(self, folder: pathlib.Path, environments: Mapping[str, Mapping[str, str]], known: targets.Targets) -> None:
+        self.known = known
+        self._folder = folder
+        self._environments = {name: {"SAGAPOST_PORT": str(ports.trial(1)[0]), **env} for name, env in environments.items()}
+        self._environments["gateway"]["SAGAPOST_ORDER_URL"] = f"http://127.0.0.1:{self._environments['order']['SAGAPOST_PORT']}"
+        self.running: dict[str, services.Service] = {}
+        self.accepted: list[uuid.UUID] = []
+        self.mail_gap_crashes = 0  # deaths between the mail server's 250 and the acknowledgement
+
+    def start(self, name: str, crash: str = "") -> services.Service:
+        """Start a service, told to die at `crash` when given; ready when this returns, unless it is to die."""
+        module = name if "." in name else "sagapost_" + name.partition("-")[0]
+        log = self._folder / f"{name}-{uuid.uuid4().hex[:6]}.log"
+        service = services.Service(module, {**self._environments[name], "SAGAPOST_CRASH": crash}, log)
+        self.running[name] = service
+        return service
+
+    def start_all(self) -> "Stack":
+        """Start every service and wait until all are ready."""
+        for name in self._environments:
+            self.start(name)
+        for service in self.running.values():
+            service.wait_ready(60)
+        return self
+
+    def replace(self, name: str, crash: str = "") -> services.Service:
+        """Stop a service as a deployment does and start it again, told to die at `crash`."""
+        self.running[name].terminate()
+        return self.start(name, crash)
+
+    def stop(self) -> None:
+        """Kill everything."""
+        for service in self.running.values():
+            service.kill()
+
+    def call(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, Any]]:
+        """Call the gateway; status 0 when the connection broke."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.running["gateway"].port, timeout=10)
+        try:
+            content = json.dumps(body) if body is not None else None
+            connection.request(method, path, content, {"Content-Type": "application/json"} if body is not None else {})
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read() or b"{}")
+        except (OSError, http.client.HTTPException):
+            return 0, {}
+        finally:
+            connection.close()
+
+    def checkout(self, payment_method: str = "pm_card_ok") -> tuple[int, dict[str, Any]]:
+        """Buy one laptop."""
+        email = f"{uuid.uuid4().hex}@example.com"
+        status, answer = self.call("POST", "/api/checkout", {**CART, "user_email": email, "payment_method": payment_method})
+        if status == 202:
+            self.accepted.append(uuid.UUID(answer["saga_id"]))
+        return status, answer
+
+    def ended(self, saga_id: str, deadline_s: float = 60) -> dict[str, Any]:
+        """Wait until a saga has ended, and give it."""
+
+        def found() -> dict[str, Any] | None:
+            status, saga = self.call("GET", f"/api/sagas/{saga_id}")
+            return saga if status == 200 and saga["state"] in ENDED else None
+
+        return polling.eventually(found, deadline_s) or {}
+
+    def movements(self, saga_id: str) -> list[dict[str, Any]]:
+        """Give what the provider's own ledger says of a saga."""
+        return list(self._get(str(self.known.provider_url), f"/v1/ledger?reference={saga_id}"))
+
+    def mails(self, address: str) -> list[dict[str, Any]]:
+        """Give the accepted mails to an address."""
+        found = self._get(str(self.known.mailbox_url), "/api/v1/messages?limit=1000")
+        return [mail for mail in found["messages"] if mail["To"][0]["Address"] == address]
+
+    def verified(self) -> verify.Report:
+        """Check every invariant once the stack is quiet, and fail with what is violated."""
+        expected = outcome.Expectations(duplicate_mails=self.mail_gap_crashes, accepted=tuple(self.accepted))
+        report = verify.run(self.known, expected, settle_s=30)
+        assert report.ok, [violation for found in report.invariants for violation in found.violations]
+        return report
+
+    def _get(self, url: str, path: str) -> Json:
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+        connection.request("GET", path)
+        found = json.loads(connection.getresponse().read())
+        connection.close()
+        return found
+
+
+def make(folder: pathlib.Path, urls: Mapping[str, str], amqp_url: str, broker: servers.Broker) -> Stack:
+    """Put a stack together on these databases, this virtual host, and a provider and a mailbox of its own."""
+    provider, http_mail, smtp = ports.trial(3)
+    environments = {
+        "sagapost_sandbox.provider": {"SAGAPOST_PORT": str(provider), "SAGAPOST_PROVIDER_LEDGER": str(folder / "provider.jsonl")},
+        "sagapost_sandbox.mailbox": {
+            "SAGAPOST_PORT": str(http_mail),
+            "SAGAPOST_SMTP_PORT": str(smtp),
+            "SAGAPOST_MAILBOX_LEDGER": str(folder / "mailbox.jsonl"),
+        },
+        "order": {"SAGAPOST_DATABASE_URL": urls["order"], "SAGAPOST_AMQP_URL": amqp_url},
+        "payment": {
+            "SAGAPOST_DATABASE_URL": urls["payment"],
+            "SAGAPOST_AMQP_URL": amqp_url,
+            "SAGAPOST_PROVIDER_URL": f"http://127.0.0.1:{provider}",
+            "SAGAPOST_PROVIDER_TIMEOUT_S": "2",
+        },
+        "email": {"SAGAPOST_AMQP_URL": amqp_url, "SAGAPOST_SMTP_HOST": "127.0.0.1", "SAGAPOST_SMTP_PORT": str(smtp)},
+        "relay-order": {"SAGAPOST_DATABASE_URL": urls["order"], "SAGAPOST_AMQP_URL": amqp_url},
+        "relay-payment": {"SAGAPOST_DATABASE_URL": urls["payment"], "SAGAPOST_AMQP_URL": amqp_url},
+        "gateway": {"SAGAPOST_PAGE_PORT": "0"},
+    }
+    known = targets.Targets(
+        order_database_url=urls["order"],
+        payment_database_url=urls["payment"],
+        amqp_url=amqp_url,
+        management_url=f"http://{broker.management.user}:{broker.management.password}@{broker.management.host}:{broker.management.port}",
+        provider_url=f"http://127.0.0.1:{provider}",
+        mailbox_url=f"http://127.0.0.1:{http_mail}",
+    )
+    return Stack(folder, environments, known)

@@ -1,0 +1,192 @@
+import contextlib
+import http.client
+import socket
+import threading
+from collections.abc import Callable, Generator
+
+import msgspec
+import pytest
+
+from sagapost_sandbox.testing import services
+
+CART = b'{ "user_id": 1,\t"user_email": "test@example.com", "items": [{"product_id": 1, "quantity": 1, "price": 1299.990}]}'
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+SENT = {
+    "Content-Type": "application/json; charset=UTF-8",
+    "Idempotency-Key": '"8e03978e-40d5-43e8-bc93-6894a57f9324"',
+    "traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01",
+    "Cookie": "session=1",
+    "Authorization": "Bearer sp_x",
+    "X-Forwarded-For": "10.0.0.1",
+}
+LIVE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+
+
+class Stranger:
+    """A real TCP server at the order service's address; it answers health, notes every other request and then misbehaves."""
+
+    def __init__(self, misbehave: Callable[[socket.socket], None]) -> None:
+        self.seen: list[bytes] = []
+        self._misbehave = misbehave
+        self._stopped = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            while request := _read(connection):
+                if request.startswith(b"GET /health"):
+                    connection.sendall(LIVE)
+                    continue
+                self.seen.append(request)
+                self._misbehave(connection)
+                return
+
+    def hang(self, _: socket.socket) -> None:
+        """Answer never, until the test is over."""
+        self._stopped.wait(60)
+
+    def close(self) -> None:
+        """Stop listening and let go of every connection."""
+        self._stopped.set()
+        self._listener.close()
+
+
+@pytest.fixture
+def in_front_of(start_service: Callable[..., services.Service]) -> Generator[Callable[..., tuple[services.Service, Stranger]]]:
+    """Give what starts a gateway with a deadline of 0.4 s in front of a stranger; without an answer it hangs."""
+    strangers: list[Stranger] = []
+
+    def start(answer: bytes | None = None) -> tuple[services.Service, Stranger]:
+        stranger = Stranger(lambda connection: stranger.hang(connection) if answer is None else connection.sendall(answer))
+        strangers.append(stranger)
+        env = {"SAGAPOST_ORDER_URL": stranger.url, "SAGAPOST_PAGE_PORT": "0", "SAGAPOST_DEADLINE_S": "0.4"}
+        return start_service("gateway", env).wait_ready(), stranger
+
+    yield start
+    for stranger in strangers:
+        stranger.close()
+
+
+def _read(connection: socket.socket) -> bytes:
+    data = b""
+    while b"\r\n\r\n" not in data:
+        chunk = connection.recv(65536)
+        if not chunk:
+            return b""
+        data += chunk
+    head, _, body = data.partition(b"\r\n\r\n")
+    lengths = [int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
+    while lengths and len(body) < lengths[0]:
+        body += connection.recv(65536)
+    return head + b"\r\n\r\n" + body
+
+
+def _send(gateway: services.Service, method: str = "POST", path: str = "/api/checkout") -> tuple[int, dict[str, str], bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
+    with contextlib.closing(connection):
+        connection.request(method, path, body=CART if method == "POST" else None, headers=SENT)
+        response = connection.getresponse()
+        return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
+
+
+def test_an_order_service_that_never_answers_is_504_after_the_deadline(in_front_of: Callable[..., tuple[services.Service, Stranger]]) -> None:
+    """The client is not kept waiting; it learns that repeating with the same key is safe, and the request was sent once."""
+    gateway, stranger = in_front_of()
+
+    status, _, body = _send(gateway)
+
+    problem = msgspec.json.decode(body)
+    assert (status, problem["type"]) == (504, "/problems/upstream-timeout")
+    assert "same Idempotency-Key is safe" in problem["detail"]
+    assert len(stranger.seen) == 1
+
+
+def test_a_checkout_is_forwarded_byte_for_byte_with_the_named_headers_only(
+    in_front_of: Callable[..., tuple[services.Service, Stranger]],
+) -> None:
+    """The body is untouched, the key loses its quotes, the trace goes on, and nothing else of the client's headers passes."""
+    gateway, stranger = in_front_of()
+
+    _send(gateway)
+
+    head, _, body = stranger.seen[0].partition(b"\r\n\r\n")
+    line, *fields = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, value in (field.split(": ", 1) for field in fields)}
+    assert line == "POST /checkout HTTP/1.1"
+    assert body == CART
+    assert headers["content-type"] == "application/json"
+    assert headers["idempotency-key"] == "8e03978e-40d5-43e8-bc93-6894a57f9324"
+    assert headers["traceparent"].split("-")[1] == TRACE_ID
+    assert headers["traceparent"] != SENT["traceparent"]
+    assert set(headers) <= {"host", "accept", "content-type", "content-length", "idempotency-key", "traceparent"}
+
+
+def test_a_post_is_sent_once_when_the_connection_breaks(in_front_of: Callable[..., tuple[services.Service, Stranger]]) -> None:
+    """Nobody can know whether a broken POST took effect, so the gateway does not repeat it."""
+    gateway, stranger = in_front_of(b"")
+
+    status, headers, body = _send(gateway)
+
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert msgspec.json.decode(body)["type"] == "/problems/order-service-unavailable"
+    assert len(stranger.seen) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: text/plain\r\nContent-Length: 34\r\n\r\nTraceback secret at /srv/secret.py",
+        b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nContent-Length: 19\r\n\r\n{\"detail\":\"secret\"}",
+        b"HTTP/1.1 302 Found\r\nLocation: http://secret.test/\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\ncut secret",
+        b"SSH-2.0-secret\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz secret",
+    ],
+    ids=["500", "503", "redirect", "cut", "not-http", "bad-chunk"],
+)
+@pytest.mark.parametrize("method", ["POST", "GET"])
+def test_a_failing_order_service_is_503_and_nothing_of_it_leaks(
+    in_front_of: Callable[..., tuple[services.Service, Stranger]], answer: bytes, method: str
+) -> None:
+    """Whatever comes back that is no answer for the client becomes one problem of our own."""
+    gateway, _ = in_front_of(answer)
+
+    status, headers, body = _send(gateway, method, "/api/checkout" if method == "POST" else "/api/products")
+
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert msgspec.json.decode(body)["type"] == "/problems/order-service-unavailable"
+    assert b"secret" not in body
+    assert "location" not in headers
+
+
+def test_a_refusal_that_is_no_problem_document_becomes_one(in_front_of: Callable[..., tuple[services.Service, Stranger]]) -> None:
+    """A plain-text 4xx keeps its status and loses its text."""
+    gateway, _ = in_front_of(b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 6\r\n\r\nsecret")
+
+    status, headers, body = _send(gateway)
+
+    assert (status, headers["content-type"]) == (400, "application/problem+json")
+    assert b"secret" not in body
+
+
+def test_a_long_list_of_faults_is_cut_to_4_kib(in_front_of: Callable[..., tuple[services.Service, Stranger]]) -> None:
+    """Fifty wrong items do not make a long error answer; it still says where the client called."""
+    faults = [{"pointer": f"/items/{index}/" + "x" * 100, "code": "unknown_product"} for index in range(50)]
+    refusal = msgspec.json.encode({"type": "/problems/unknown-product", "status": 422, "instance": "/checkout", "errors": faults})
+    head = f"HTTP/1.1 422 Unprocessable Content\r\nContent-Type: application/problem+json\r\nContent-Length: {len(refusal)}\r\n\r\n"
+    gateway, _ = in_front_of(head.encode() + refusal)
+
+    status, _, body = _send(gateway)
+
+    problem = msgspec.json.decode(body)
+    assert (status, problem["instance"]) == (422, "/api/checkout")
+    assert len(body) <= 4096
+    assert problem["errors"][0] == faults[0]

@@ -1,0 +1,162 @@
+"""Payment as a process: messages from the broker, kill -9 at its crash points, SIGTERM, a start without its database."""
+
+import asyncio
+import http.client
+import json
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+import aio_pika
+import psycopg
+import pytest
+
+from sagapost_chassis import amqp, ids
+from sagapost_contracts import envelope, events, topology
+from sagapost_sandbox.testing import services
+
+TRACE_ID: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
+Start = Callable[[str, Mapping[str, str]], services.Service]
+
+
+@pytest.fixture
+def env(payment_db: str, vhost: str, provider: services.Service) -> dict[str, str]:
+    """Give the variables of a payment process."""
+    return {"SAGAPOST_DATABASE_URL": payment_db, "SAGAPOST_AMQP_URL": vhost, "SAGAPOST_PROVIDER_URL": provider.url}
+
+
+def order_of(payment_method: str = "pm_card_ok") -> events.OrderCreated:
+    """Make an order of one line that wants to be paid with this token."""
+    return events.OrderCreated(
+        order_id=1042,
+        saga_id=ids.uuid7(),
+        user_id=1,
+        user_email="test@example.com",
+        amount=Decimal("49.99"),
+        items=(events.Line(product_id=2, name="Wireless Mouse", quantity=1, price=Decimal("49.99")),),
+        payment_method=payment_method,
+        pay_before=datetime.now(UTC) + timedelta(minutes=15),
+    )
+
+
+def publish(vhost: str, message: events.Message, message_id: UUID) -> None:
+    """Publish as the relay does."""
+
+    async def run() -> None:
+        async with amqp.Publisher(vhost, "test") as publisher:
+            sealed = envelope.seal(
+                message,
+                message_id=message_id,
+                source="order",
+                time=datetime.now(UTC),
+                causation_id=None,
+                traceparent=f"00-{TRACE_ID}-00f067aa0ba902b7-01",
+            )
+            await publisher.publish(amqp.message_of(sealed), exchange=topology.EXCHANGE, routing_key=sealed.routing_key)
+
+    asyncio.run(run())
+
+
+def depths(vhost: str) -> dict[str, int]:
+    """Count what is ready in payment's queues."""
+
+    async def run() -> dict[str, int]:
+        connection = await aio_pika.connect(vhost)
+        async with connection:
+            channel = await connection.channel()
+            names = [queue.name for queue in topology.queues() if queue.name.startswith(topology.PAYMENT_QUEUE)]
+            found = [await channel.declare_queue(name, passive=True) for name in names]
+            return {queue.name: queue.declaration_result.message_count or 0 for queue in found}
+
+    return asyncio.run(run())
+
+
+def rows(dsn: str, statement: str) -> list[tuple[Any, ...]]:
+    """Read from the payment database."""
+    with psycopg.connect(dsn) as conn:
+        return conn.execute(statement.encode()).fetchall()
+
+
+def charges(provider: services.Service, saga_id: UUID) -> int:
+    """Count what the provider really charged."""
+    connection = http.client.HTTPConnection("127.0.0.1", provider.port, timeout=5)
+    try:
+        connection.request("GET", f"/v1/ledger?reference={saga_id}")
+        return len([entry for entry in json.loads(connection.getresponse().read()) if entry["kind"] == "charge"])
+    finally:
+        connection.close()
+
+
+def test_an_order_from_the_broker_is_charged_in_its_trace(
+    env: dict[str, str], provider: services.Service, start_service: Start, eventually: Callable[..., Any]
+) -> None:
+    """OrderCreated ends as one capture and one event of the same trace, caused by that message; a copy of it changes nothing."""
+    dsn, vhost, order, message_id = env["SAGAPOST_DATABASE_URL"], env["SAGAPOST_AMQP_URL"], order_of(), uuid4()
+    service = start_service("payment", env).wait_ready()
+
+    publish(vhost, order, message_id)
+    eventually(lambda: rows(dsn, "SELECT 1 FROM payments WHERE status = 'captured'"))
+    publish(vhost, order, message_id)
+    eventually(lambda: [line for line in service.lines() if line["event"] == "message.handled"][1:])
+
+    assert charges(provider, order.saga_id) == 1
+    ((kind, headers, correlation_id),) = rows(dsn, "SELECT type, headers, correlation_id FROM outbox")
+    assert (kind, correlation_id, headers["causation-id"]) == ("PaymentProcessed", str(order.saga_id), str(message_id))
+    assert TRACE_ID in headers["traceparent"]
+    assert "test@example.com" not in service.logs()
+    assert service.terminate() == 0
+
+
+@pytest.mark.parametrize("point", ["payment.after_intent", "payment.after_charge", "payment.after_commit"])
+def test_a_kill_at_any_point_charges_once(
+    point: str, env: dict[str, str], provider: services.Service, start_service: Start, eventually: Callable[..., Any]
+) -> None:
+    """Killed with -9 between any two steps and started again, payment ends with one charge, one ledger row, one event."""
+    dsn, order = env["SAGAPOST_DATABASE_URL"], order_of()
+    doomed = start_service("payment", env | {"SAGAPOST_CRASH": point}).wait_ready()
+    publish(env["SAGAPOST_AMQP_URL"], order, uuid4())
+    assert doomed.wait() == -9
+
+    service = start_service("payment", env).wait_ready()
+    eventually(lambda: [line for line in service.lines() if line["event"] == "message.handled"])
+
+    assert rows(dsn, "SELECT status, version FROM payments") == [("captured", 2)]
+    assert charges(provider, order.saga_id) == 1
+    assert rows(dsn, "SELECT type FROM outbox") == [("PaymentProcessed",)]
+    assert rows(dsn, "SELECT kind FROM ledger") == [("capture",)]
+    assert rows(dsn, "SELECT type FROM inbox") == [("OrderCreated",)]
+    assert service.terminate() == 0
+    assert set(depths(env["SAGAPOST_AMQP_URL"]).values()) == {0}
+
+
+def test_sigterm_lets_a_slow_charge_finish(
+    env: dict[str, str], provider: services.Service, start_service: Start, eventually: Callable[..., Any]
+) -> None:
+    """A deployment in the middle of a six-second charge loses nothing, dead-letters nothing and exits with 0."""
+    dsn, order = env["SAGAPOST_DATABASE_URL"], order_of("pm_slow")
+    service = start_service("payment", env).wait_ready()
+    publish(env["SAGAPOST_AMQP_URL"], order, uuid4())
+    eventually(lambda: rows(dsn, "SELECT 1 FROM payments WHERE status = 'processing'"))
+
+    assert service.terminate() == 0
+
+    assert rows(dsn, "SELECT status FROM payments") == [("captured",)]
+    assert charges(provider, order.saga_id) == 1
+    assert set(depths(env["SAGAPOST_AMQP_URL"]).values()) == {0}
+
+
+def test_a_provider_that_is_down_sends_the_order_up_the_ladder(
+    env: dict[str, str], start_service: Start, eventually: Callable[..., Any]
+) -> None:
+    """Nothing listens where the provider should: the order waits in the retry queues and is not dead-lettered."""
+    vhost = env["SAGAPOST_AMQP_URL"]
+    service = start_service("payment", env | {"SAGAPOST_PROVIDER_URL": "http://127.0.0.1:1"}).wait_ready()
+
+    publish(vhost, order_of(), uuid4())
+    eventually(lambda: depths(vhost)[topology.retry_queue(topology.PAYMENT_QUEUE, 5)])
+
+    assert depths(vhost)[topology.dead_letter_queue(topology.PAYMENT_QUEUE)] == 0
+    outcomes = [line["outcome"] for line in service.lines() if line["event"] == "message.handled"]
+    assert outcomes == ["retry_in_1s", "retry_in_5s"]

@@ -1,0 +1,120 @@
+"""The command line as a whole: light to start, helpful, with the documented exit codes."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from sagapost_ops import cli, state
+
+HEAVY = ("sqlalchemy", "alembic", "psycopg", "aio_pika", "aiohttp", "litestar")
+COMMANDS = ("up", "down", "status", "doctor", "logs", "test", "demo", "migrate", "topology", "verify")
+
+
+def _run(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("SAGAPOST_")}
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "sagapost_ops", *arguments],
+        env=environ | {"SAGAPOST_STATE": str(folder / "state")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_help_lists_every_command(tmp_path: pathlib.Path) -> None:
+    """`--help` names each command with one line, and the exit codes."""
+    done = _run(tmp_path, "--help")
+
+    assert done.returncode == 0
+    assert all(f" {name} " in done.stdout for name in COMMANDS)
+    assert "Exit codes" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", ["['--help']", "['status', '--json']", "['up', '--help']"])
+def test_light_commands_import_nothing_heavy(tmp_path: pathlib.Path, arguments: str) -> None:
+    """Help and status start quickly because the modules of databases and broker stay out."""
+    heavy = HEAVY if "up" not in arguments else HEAVY[:2]
+    script = (
+        f"import sys; from sagapost_ops import cli; sys.argv[1:] = {arguments}\n"
+        f"try: cli.run()\nexcept SystemExit: pass\n"
+        f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "SAGAPOST_STATE": str(tmp_path / "state")},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_teaches_with_an_example(tmp_path: pathlib.Path, name: str) -> None:
+    """Each command's help holds a line that can be copied, and offers --json where there is something to print."""
+    done = _run(tmp_path, name, "--help")
+
+    assert done.returncode == 0, done.stderr
+    assert f"./sagapost {name}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("status",), 3, "nothing runs here; start it with: ./sagapost up --detach"),
+        (("logs",), 3, "there are no logs yet"),
+        (("demo",), 3, "nothing runs here"),
+        (("verify",), 3, "nothing runs here"),
+        (("down",), 0, ""),
+        (("nonsense",), 2, "No such command 'nonsense'"),
+        (("up", "--port-offset", "many"), 2, "Invalid value for '--port-offset'"),
+    ],
+)
+def test_without_a_stack_each_command_says_so_in_one_sentence(
+    tmp_path: pathlib.Path, arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    """One line on standard error and the documented exit code, no traceback."""
+    done = _run(tmp_path, *arguments)
+
+    assert done.returncode == code
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) <= 1
+
+
+def test_status_without_a_stack_is_still_json(tmp_path: pathlib.Path) -> None:
+    """A script gets an empty list and exit code 3."""
+    done = _run(tmp_path, "status", "--json")
+
+    assert done.returncode == 3
+    assert msgspec.json.decode(done.stdout) == {"services": []}
+
+
+def test_a_folder_that_is_not_ours_is_never_removed(tmp_path: pathlib.Path) -> None:
+    """`down --purge` refuses a folder without our mark in it, whatever SAGAPOST_STATE says."""
+    precious = tmp_path / "state" / "precious.txt"
+    precious.parent.mkdir()
+    precious.write_text("mine")
+
+    done = _run(tmp_path, "down", "--purge")
+
+    assert done.returncode == 2
+    assert "was not made by sagapost" in done.stderr
+    assert precious.read_text() == "mine"
+
+
+def test_an_offset_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two stacks never share a folder, and the plain one lies beside the checkout's members."""
+    monkeypatch.delenv("SAGAPOST_STATE", raising=False)
+
+    assert state.folder(0) == state.checkout() / ".sagapost"
+    assert state.folder(100) == state.checkout() / ".sagapost-100"
+    assert (state.checkout() / "ops").is_dir()
+    assert cli.run is not None

@@ -1,0 +1,85 @@
+"""The layout of a stack: ports, order and variables, without starting anything."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+
+from sagapost_ops import plan, supervisor
+
+TAKEN = {5433, 5672, 4369, 1025}
+
+
+def _next_free(port: int, avoid: Collection[int]) -> int:
+    return next(candidate for candidate in range(port, 65536) if candidate not in TAKEN and candidate not in avoid)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 100, plan.HIGHEST_OFFSET])
+def test_ports_are_distinct_and_public_ones_never_move(offset: int) -> None:
+    """Whatever is taken, the ports people rely on are the documented ones plus the offset, and no two are the same."""
+    options = plan.Options(port_offset=offset, workers=8)
+
+    ports = plan.choose_ports(options, _next_free)
+
+    assert {name: ports[name] for name in plan.PUBLIC} == {name: port + offset for name, port in plan.PUBLIC.items()}
+    assert len(set(ports.values())) == len(ports)
+    assert max(ports.values()) < 65536
+    assert not TAKEN & set(ports.values())
+
+
+def test_databases_broker_and_mail_move_to_the_next_free_port() -> None:
+    """A taken private port moves by itself, and the services are told the new one."""
+    ports = plan.choose_ports(plan.Options(), _next_free)
+
+    made = plan.make(plan.Options(), ports, Path("/home/of/stack"))
+
+    variables = {unit.name: unit.environ for unit in made.units}
+    assert ports["order-db"] == 5434  # 5433 is taken
+    assert ports["payment-db"] == 5435  # and 5434 is the other one's now
+    assert variables["order"]["SAGAPOST_DATABASE_URL"] == "postgresql://order_user:order_password@127.0.0.1:5434/order_db"
+    assert variables["payment"]["SAGAPOST_DATABASE_URL"] == "postgresql://payment_user:payment_password@127.0.0.1:5435/payment_db"
+    assert variables["email"]["SAGAPOST_SMTP_PORT"] == variables["mailbox"]["SAGAPOST_SMTP_PORT"] == "1026"
+    assert all(variables[name]["SAGAPOST_AMQP_URL"].endswith("@127.0.0.1:5673/") for name in ("order", "payment", "email", "relay-order"))
+
+
+def test_more_workers_are_more_processes_of_payment_and_email() -> None:
+    """Each further worker has the variables of the first, and ports of its own."""
+    options = plan.Options(workers=3)
+
+    made = plan.make(options, plan.choose_ports(options, _next_free), Path("/home/of/stack"))
+
+    units = {unit.name: unit for unit in made.units}
+    own = {"SAGAPOST_PORT", "SAGAPOST_METRICS_PORT"}
+    assert {"payment", "payment-2", "payment-3", "email", "email-2", "email-3"} <= set(units)
+    assert units["payment-3"].arguments == units["payment"].arguments
+    shared = {name: value for name, value in units["payment-3"].environ.items() if name not in own}
+    assert shared == {name: value for name, value in units["payment"].environ.items() if name not in own}
+    assert units["payment-3"].port != units["payment"].port
+
+
+def test_whatever_is_required_is_there_and_stops_later() -> None:
+    """A unit stops before what it needs does."""
+    made = plan.make(plan.Options(), plan.choose_ports(plan.Options(), _next_free), Path("/home/of/stack"))
+
+    stages = {unit.name: unit.stage for unit in made.units}
+    assert all(stages[name] <= unit.stage for unit in made.units for name in unit.requires)
+    assert stages["gateway"] > stages["order"] > stages["provider"] > stages["order-db"]
+
+
+def test_delays_are_made_by_the_outside_world() -> None:
+    """The delays of payment and mail are the provider's and the mailbox's; the services know nothing of them."""
+    options = plan.Options(payment_delay_s=0.25, email_delay_s=3)
+
+    made = plan.make(options, plan.choose_ports(options, _next_free), Path("/home/of/stack"))
+
+    delayed = {unit.name: value for unit in made.units for name, value in unit.environ.items() if "DELAY" in name}
+    assert delayed == {"provider": "0.25", "mailbox": "3"}
+
+
+def test_restarts_back_off_from_a_fifth_of_a_second_to_five() -> None:
+    """A unit that keeps dying is started ever more rarely, but at least every five seconds."""
+    waits = [supervisor.backoff_s(failures) for failures in range(1, 12)]
+
+    assert waits[0] == pytest.approx(0.2)
+    assert waits == sorted(waits)
+    assert max(waits) == pytest.approx(5.0)

@@ -1,0 +1,181 @@
+"""Any order and any repetition of events: the rules that the database checks hold, and the history tells the row."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from uuid import UUID
+
+import hypothesis
+import msgspec
+import pytest
+from hypothesis import strategies
+
+from sagapost_order import domain, errors, saga, transitions
+
+AT = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+AMOUNTS = tuple(Decimal(text) for text in ("100.00", "40.00", "99.99", "100.01"))
+
+EVENTS = strategies.builds(
+    transitions.Event,
+    name=strategies.sampled_from(transitions.EVENTS),
+    at=strategies.just(AT),
+    amount=strategies.sampled_from(AMOUNTS),
+    payment_version=strategies.integers(0, 4),
+    code=strategies.sampled_from((None, "code")),
+    template=strategies.sampled_from(("receipt", "receipt", "cancellation", "newsletter")),
+    permanent=strategies.booleans(),
+)
+
+
+def new_saga() -> domain.Saga:
+    """Make a saga as a checkout leaves it."""
+    facts = saga.first_facts(AT, 900)
+    return domain.Saga(
+        **msgspec.structs.asdict(facts),
+        id=UUID(int=1),
+        order_id=1,
+        state=transitions.CREATED,
+        version=1,
+        amount=AMOUNTS[0],
+        currency="USD",
+        trace_id=None,
+        created_at=AT,
+        updated_at=AT,
+    )
+
+
+def run(heard: list[transitions.Event]) -> list[saga.Step]:
+    """Let a saga hear events one after another."""
+    row, steps = new_saga(), list[saga.Step]()
+    for event in heard:
+        steps += saga.decide(row, event)
+        row = steps[-1].after
+    return steps
+
+
+def history(steps: list[saga.Step]) -> list[domain.HistoryRow]:
+    """Write the history that the steps leave."""
+    first = domain.HistoryRow(
+        seq=1,
+        from_state=transitions.NONE,
+        to_state=transitions.CREATED,
+        event=transitions.ORDER_CREATED,
+        outcome="applied",
+        reason=None,
+        facts=saga.first_facts(AT, 900),
+        at=AT,
+    )
+    return [
+        first,
+        *(
+            domain.HistoryRow(
+                seq=step.after.version,
+                from_state=step.before.state,
+                to_state=step.after.state,
+                event=step.event,
+                outcome=step.outcome,
+                reason=step.reason,
+                facts=saga.facts_of(step.after),
+                at=AT,
+            )
+            for step in steps
+        ),
+    ]
+
+
+@hypothesis.given(strategies.lists(EVENTS, max_size=12))
+def test_any_events_keep_the_checks_of_the_table(heard: list[transitions.Event]) -> None:
+    """Whatever comes in whatever order, no row is made that the database would refuse."""
+    for step in run(heard):
+        row = step.after
+        assert Decimal(0) <= row.refunded <= row.captured
+        assert row.state != transitions.COMPENSATED or row.captured == row.refunded
+        assert row.state not in {transitions.PAID, transitions.NOTIFIED} or row.captured > row.refunded
+        assert (row.state in transitions.DONE) == (row.deadline_at is None) == (row.deadline_kind is None)
+
+
+@hypothesis.given(strategies.lists(EVENTS, max_size=12))
+def test_any_events_leave_legal_edges_and_growing_facts(heard: list[transitions.Event]) -> None:
+    """Every step is an edge that the database knows; sums, the payment's version and the mails' times never go back."""
+    legal = set(saga.edges())
+    for step in run(heard):
+        before, after = step.before, step.after
+        assert (before.state, step.event, after.state) in legal
+        assert after.captured >= before.captured
+        assert after.refunded >= before.refunded
+        assert after.payment_version >= before.payment_version
+        assert before.notified_at in {None, after.notified_at}
+        assert before.cancellation_sent_at in {None, after.cancellation_sent_at}
+        assert after.version == before.version + 1
+
+
+@hypothesis.given(strategies.lists(EVENTS, max_size=12))
+def test_folding_any_history_gives_the_row(heard: list[transitions.Event]) -> None:
+    """State, version and facts can be read from the history alone."""
+    steps = run(heard)
+    row = steps[-1].after if steps else new_saga()
+
+    assert saga.fold(history(steps)) == (row.state, row.version, saga.facts_of(row))
+
+
+@hypothesis.given(strategies.lists(EVENTS, max_size=12))
+def test_every_entry_into_compensated_tells_the_customer_once(heard: list[transitions.Event]) -> None:
+    """An order that ends cancelled sends OrderCancelled when it ends, and at no other time."""
+    for step in run(heard):
+        entered = step.after.state == transitions.COMPENSATED != step.before.state
+        assert step.emits.count(transitions.ORDER_CANCELLED) == (1 if entered else 0)
+
+
+@hypothesis.given(strategies.permutations(["PaymentProcessed", "EmailSent"] * 2))
+def test_any_order_of_the_happy_events_ends_notified(names: list[str]) -> None:
+    """Payment and receipt, each twice, in any order: the saga ends notified and nothing is emitted."""
+    heard = [transitions.Event(name=name, at=AT, amount=AMOUNTS[0], payment_version=1) for name in names]
+
+    steps = run(heard)
+
+    assert steps[-1].after.state == transitions.NOTIFIED
+    assert all(step.emits == () for step in steps)
+
+
+@hypothesis.given(
+    strategies.lists(
+        strategies.builds(
+            transitions.Event,
+            name=strategies.sampled_from(("PaymentProcessed", "PaymentRefunded")),
+            at=strategies.just(AT),
+            amount=strategies.just(AMOUNTS[0]),
+            payment_version=strategies.integers(1, 2),
+        ),
+        max_size=8,
+    )
+)
+def test_repeating_all_events_changes_nothing(heard: list[transitions.Event]) -> None:
+    """Facts are monotonic: what was heard once can be heard again in the same order without another sum or another state."""
+    consistent = [msgspec.structs.replace(event, payment_version=1 if event.name == "PaymentProcessed" else 2) for event in heard]
+    once = run(consistent)
+    twice = run(consistent + consistent)
+
+    if once:
+        first, second = once[-1].after, twice[-1].after
+        assert (second.state, second.captured, second.refunded) == (first.state, first.captured, first.refunded)
+
+
+def _rows() -> list[domain.HistoryRow]:
+    heard = [transitions.Event(name=name, at=AT, amount=AMOUNTS[0], payment_version=1) for name in ("PaymentProcessed", "EmailSent")]
+    return history(run(heard))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda rows: rows[:1] + rows[2:],
+        lambda rows: [rows[0], rows[2], rows[1]],
+        lambda rows: [*rows[:2], msgspec.structs.replace(rows[2], event="PaymentFailed")],
+        lambda rows: [*rows[:2], msgspec.structs.replace(rows[2], facts=domain.Facts(deadline_at=AT + timedelta(1)))],
+    ],
+    ids=["gap", "order", "edge", "shrinking sum"],
+)
+def test_broken_history_does_not_fold(broken: object) -> None:
+    """A history with a gap, a swap, an illegal edge or a sum that shrinks is refused."""
+    assert callable(broken)
+    with pytest.raises(errors.IllegalEventError):
+        saga.fold(broken(_rows()))

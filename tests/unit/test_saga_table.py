@@ -1,0 +1,276 @@
+"""Every cell of the saga's table, written out a second time from the design and compared."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from sagapost_contracts import events
+from sagapost_order import domain, errors, saga, transitions
+
+AT = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+EARLIER = AT - timedelta(minutes=1)
+FULL = Decimal("100.00")
+PART = Decimal("40.00")
+NONE = Decimal("0.00")
+
+BASE = domain.Saga(
+    id=UUID(int=1),
+    order_id=1,
+    state="created",
+    version=3,
+    amount=FULL,
+    currency="USD",
+    trace_id=None,
+    created_at=EARLIER,
+    updated_at=EARLIER,
+    deadline_at=AT,
+    deadline_kind="pay",
+)
+
+
+def row(state: str, **facts: object) -> domain.Saga:
+    """Make a saga's row."""
+    return msgspec.structs.replace(BASE, state=state, **facts)
+
+
+def ended(state: str, **facts: object) -> domain.Saga:
+    """Make the row of a saga that is done."""
+    return row(state, deadline_at=None, deadline_kind=None, **facts)
+
+
+# a typical row of each state
+CREATED = row("created")
+PAID = row("paid", captured=FULL, payment_version=1, deadline_kind="notify")
+NOTIFIED = ended("notified", captured=FULL, payment_version=1, notified_at=EARLIER)
+COMPENSATING = row("compensating", reason="timeout", deadline_kind="compensate")
+CAPTURED = row("compensating", reason="timeout", captured=FULL, payment_version=1, deadline_kind="compensate")
+DECLINED = ended("compensated", reason="declined", payment_version=1)
+REFUNDED = ended("compensated", reason="cancelled", captured=FULL, refunded=FULL, payment_version=2)
+UNSENT = row("notify_failed", captured=FULL, payment_version=1, attention="receipt_failed", deadline_kind="notify")
+STUCK = row(
+    "compensation_failed", captured=FULL, payment_version=2, attention="refund_failed", reason="timeout", deadline_kind="compensate"
+)
+STUCK_EMPTY = msgspec.structs.replace(STUCK, captured=NONE)
+SETTLED: dict[str, Any] = {"attention": None}
+
+
+def event(name: str, **fields: object) -> transitions.Event:
+    """Make an event."""
+    return msgspec.structs.replace(transitions.Event(name=name, at=AT), **fields)
+
+
+PAY = event("PaymentProcessed", amount=FULL, payment_version=1)
+PAY_AGAIN = event("PaymentProcessed", amount=FULL, payment_version=3)
+PAY_PART = event("PaymentProcessed", amount=PART, payment_version=1)
+FAIL = event("PaymentFailed", payment_version=1, code="card_declined")
+FAIL_OLD = event("PaymentFailed", payment_version=0, code="card_declined")
+FAIL_NEW = event("PaymentFailed", payment_version=2, code="card_declined")
+VOID = event("PaymentVoided", payment_version=1, code="tombstone")
+REFUND = event("PaymentRefunded", amount=FULL, payment_version=2)
+REFUND_PART = event("PaymentRefunded", amount=PART, payment_version=2)
+NO_REFUND = event("RefundFailed", payment_version=2, code="closed")
+NO_REFUND_YET = event("RefundFailed", payment_version=2, code="busy", permanent=False)
+SENT = event("EmailSent")
+TOLD = event("EmailSent", template="cancellation")
+OTHER_MAIL = event("EmailSent", template="newsletter")
+UNDELIVERED = event("EmailFailed", code="550")
+DELAYED = event("EmailFailed", code="421", permanent=False)
+UNTOLD = event("EmailFailed", template="cancellation", code="550")
+
+IGN = "ignored"
+TELL = ("OrderCancelled",)
+UNDO = ("CancelPayment",)
+MISMATCH: dict[str, Any] = {"attention": "amount_mismatch"}
+CONTRADICTION: dict[str, Any] = {"attention": "payment_contradicts_capture"}
+STRANGE: dict[str, Any] = {"attention": "unexpected_refund_failure"}
+REVERSED: dict[str, Any] = {"captured": FULL, "refunded": FULL, "reason": "provider_reversal", "payment_version": 2}
+PARTIAL: dict[str, Any] = {"captured": FULL, "refunded": PART, "attention": "partial_refund"}
+NOTED: dict[str, Any] = {"notified_at": AT}
+TOLD_NOW: dict[str, Any] = {"cancellation_sent_at": AT}
+
+# before, event, what follows (None: ignored), emitted, facts that change
+Cell = tuple[domain.Saga, transitions.Event, str, tuple[str, ...], dict[str, Any]]
+CELLS: list[Cell] = [
+    (
+        CREATED,
+        PAY,
+        "paid",
+        (),
+        {"captured": FULL, "payment_version": 1, "deadline_kind": "notify", "deadline_at": AT + timedelta(seconds=60)},
+    ),
+    (PAID, PAY, IGN, (), {}),
+    (PAID, PAY_AGAIN, IGN, (), {}),
+    (NOTIFIED, PAY, IGN, (), {}),
+    (COMPENSATING, PAY, "compensating", (), {"captured": FULL, "payment_version": 1, "reason": "timeout"}),
+    (DECLINED, PAY, IGN, (), {}),
+    (DECLINED, PAY_AGAIN, "compensating", UNDO, {"captured": FULL, "attention": "late_capture", "deadline_kind": "compensate"}),
+    (REFUNDED, PAY, IGN, (), {}),
+    (REFUNDED, PAY_AGAIN, IGN, (), {}),
+    (UNSENT, PAY, IGN, (), {}),
+    (STUCK, PAY, "compensation_failed", (), {"captured": FULL}),
+    (CREATED, PAY_PART, "compensating", UNDO, {"captured": PART, "reason": "amount_mismatch", **MISMATCH}),
+    (PAID, PAY_PART, "paid", (), {"captured": FULL, **MISMATCH}),
+    (NOTIFIED, PAY_PART, "notified", (), {"captured": FULL, **MISMATCH}),
+    (COMPENSATING, PAY_PART, "compensating", (), {"captured": PART}),
+    (DECLINED, PAY_PART, IGN, (), {}),
+    (UNSENT, PAY_PART, "notify_failed", (), {"captured": FULL, "attention": "receipt_failed"}),
+    (STUCK_EMPTY, PAY_PART, "compensation_failed", (), {"captured": PART}),
+    (CREATED, FAIL, "compensated", TELL, {"captured": NONE, "reason": "declined", "payment_version": 1, "deadline_at": None}),
+    (PAID, FAIL_OLD, IGN, (), {}),
+    (PAID, FAIL_NEW, "paid", (), CONTRADICTION),
+    (NOTIFIED, FAIL_NEW, "notified", (), CONTRADICTION),
+    (COMPENSATING, FAIL, "compensated", TELL, {"reason": "timeout", "deadline_kind": None}),
+    (CAPTURED, FAIL_NEW, "compensating", (), {"payment_version": 2}),
+    (DECLINED, FAIL, IGN, (), {}),
+    (UNSENT, FAIL_NEW, "notify_failed", (), {"attention": "receipt_failed"}),
+    (STUCK_EMPTY, FAIL_NEW, "compensated", TELL, SETTLED),
+    (STUCK, FAIL_NEW, "compensation_failed", (), {}),
+    (CREATED, VOID, "compensated", TELL, {"reason": "expired"}),
+    (PAID, VOID, "paid", (), CONTRADICTION),
+    (NOTIFIED, VOID, "notified", (), CONTRADICTION),
+    (COMPENSATING, VOID, "compensated", TELL, {"reason": "timeout"}),
+    (CAPTURED, VOID, "compensating", (), {}),
+    (DECLINED, VOID, IGN, (), {}),
+    (UNSENT, VOID, "notify_failed", (), {"attention": "receipt_failed"}),
+    (STUCK_EMPTY, VOID, "compensated", TELL, SETTLED),
+    (STUCK, VOID, "compensation_failed", (), {}),
+    (CREATED, REFUND, "compensated", TELL, REVERSED),
+    (PAID, REFUND, "compensated", TELL, REVERSED),
+    (PAID, REFUND_PART, "paid", (), PARTIAL),
+    (NOTIFIED, REFUND, "compensated", TELL, REVERSED),
+    (NOTIFIED, REFUND_PART, "notified", (), PARTIAL),
+    (COMPENSATING, REFUND, "compensated", TELL, {"captured": FULL, "refunded": FULL, "reason": "timeout"}),
+    (CAPTURED, REFUND, "compensated", TELL, {"refunded": FULL, "reason": "timeout"}),
+    (CAPTURED, REFUND_PART, "compensating", (), {"refunded": PART, "attention": None}),
+    (DECLINED, REFUND, "compensated", (), {"captured": FULL, "refunded": FULL}),
+    (UNSENT, REFUND, "compensated", TELL, {**REVERSED, "attention": None}),
+    (UNSENT, REFUND_PART, "notify_failed", (), {"refunded": PART}),
+    (STUCK, REFUND, "compensated", TELL, {"refunded": FULL, **SETTLED}),
+    (STUCK, REFUND_PART, "compensation_failed", (), {"refunded": PART}),
+    (CREATED, NO_REFUND, "created", (), STRANGE),
+    (PAID, NO_REFUND, "paid", (), STRANGE),
+    (NOTIFIED, NO_REFUND, "notified", (), STRANGE),
+    (CAPTURED, NO_REFUND, "compensation_failed", (), {"attention": "refund_failed", "deadline_at": AT + timedelta(seconds=900)}),
+    (CAPTURED, NO_REFUND_YET, IGN, (), {}),
+    (REFUNDED, NO_REFUND, IGN, (), {}),
+    (UNSENT, NO_REFUND, "notify_failed", (), {"attention": "receipt_failed"}),
+    (STUCK, NO_REFUND, "compensation_failed", (), {"attention": "refund_failed"}),
+    (CREATED, SENT, "created", (), NOTED),
+    (PAID, SENT, "notified", (), {**NOTED, "deadline_at": None, "deadline_kind": None}),
+    (NOTIFIED, SENT, IGN, (), {}),
+    (COMPENSATING, SENT, "compensating", (), NOTED),
+    (DECLINED, SENT, "compensated", (), NOTED),
+    (UNSENT, SENT, "notified", (), {**NOTED, **SETTLED}),
+    (STUCK, SENT, "compensation_failed", (), {"attention": "refund_failed"}),
+    (PAID, TOLD, "paid", (), {"notified_at": None, **TOLD_NOW}),
+    (DECLINED, TOLD, "compensated", (), {"notified_at": None, **TOLD_NOW}),
+    (PAID, OTHER_MAIL, IGN, (), {}),
+    (CREATED, UNDELIVERED, "created", (), {"attention": None}),
+    (PAID, UNDELIVERED, "notify_failed", (), {"attention": "receipt_failed", "deadline_at": AT + timedelta(hours=1)}),
+    (PAID, DELAYED, IGN, (), {}),
+    (NOTIFIED, UNDELIVERED, IGN, (), {}),
+    (COMPENSATING, UNDELIVERED, IGN, (), {}),
+    (DECLINED, UNDELIVERED, IGN, (), {}),
+    (DECLINED, UNTOLD, "compensated", (), {"attention": "cancellation_failed"}),
+    (UNSENT, UNDELIVERED, "notify_failed", (), {"attention": "receipt_failed"}),
+    (STUCK, UNDELIVERED, IGN, (), {}),
+]
+
+
+@pytest.mark.parametrize(("before", "heard", "follows", "emits", "facts"), CELLS, ids=lambda value: getattr(value, "name", None))
+def test_cell_gives_state_facts_and_messages(
+    before: domain.Saga, heard: transitions.Event, follows: str, emits: tuple[str, ...], facts: dict[str, Any]
+) -> None:
+    """Each cell of the design leads where the design says, with these facts and these messages and no others."""
+    steps = saga.decide(before, heard)
+
+    assert len(steps) == 1
+    step = steps[0]
+    assert step.outcome == ("ignored" if follows == IGN else "applied")
+    assert step.after.state == (before.state if follows == IGN else follows)
+    assert step.emits == emits
+    assert step.after.version == before.version + 1
+    if follows == IGN:
+        assert saga.facts_of(step.after) == saga.facts_of(before)
+    assert {name: getattr(step.after, name) for name in facts} == facts
+
+
+def test_every_state_and_event_is_a_case() -> None:
+    """No cell of the table goes untested, and no event the queue can bring is without a cell."""
+    tested = {(before.state, heard.name) for before, heard, *_ in CELLS}
+
+    assert tested == set(transitions.TABLE)
+    assert tested == {(state, name) for state in transitions.STATES for name in transitions.EVENTS}
+
+
+def test_every_rule_is_reached_by_a_case() -> None:
+    """No line of a cell stands there unproved; the lines for mails that are no receipt are the same in every state."""
+    proved = {
+        (before.state, heard.name, step.outcome, step.after.state) for before, heard, *_ in CELLS for step in saga.decide(before, heard)
+    }
+    wanted = {
+        (state, name, "ignored" if rule.ignored else "applied", rule.to or state)
+        for (state, name), rules in transitions.TABLE.items()
+        for rule in rules
+        if transitions.cancellation not in rule.when and not (rule.ignored and not rule.when and name.startswith(("Email", "RefundFailed")))
+    }
+
+    assert wanted <= proved
+
+
+def test_receipt_before_payment_ends_notified() -> None:
+    """A receipt that is reported before its payment is kept, and counts when the payment comes: paid, then notified."""
+    early = saga.decide(CREATED, SENT)[0].after
+
+    steps = saga.decide(early, PAY)
+
+    assert [(step.event, step.before.state, step.after.state) for step in steps] == [
+        ("PaymentProcessed", "created", "paid"),
+        ("EmailSent", "paid", "notified"),
+    ]
+    assert steps[-1].after.version == early.version + 2
+    assert steps[-1].after.deadline_at is None
+
+
+def test_first_attention_and_first_reason_stand() -> None:
+    """An operator sees what went wrong first, a customer why the order ended first."""
+    strange = msgspec.structs.replace(CAPTURED, attention="late_capture")
+
+    after = saga.decide(strange, NO_REFUND)[0].after
+
+    assert (after.attention, after.reason) == ("late_capture", "timeout")
+
+
+def test_event_without_a_cell_is_refused() -> None:
+    """What the table does not know is an error that no retry helps, not a guess."""
+    with pytest.raises(errors.IllegalEventError):
+        saga.decide(CREATED, event("OrderShipped"))
+
+
+def test_messages_become_events_with_exact_amounts() -> None:
+    """The table sees amounts in two places, and of each message what its rules ask for."""
+    processed = events.PaymentProcessed(
+        order_id=1,
+        saga_id=UUID(int=1),
+        amount=Decimal("99.9"),
+        payment_id=1,
+        payment_version=1,
+        transaction_id="tx",
+        captured_at=AT,
+        user_email="a@example.com",
+        items=(),
+    )
+    failed = events.EmailFailed(order_id=1, saga_id=UUID(int=1), template="cancellation", code="550", permanent=False)
+
+    assert str(saga.event_of(processed, AT).amount) == "99.90"
+    assert saga.event_of(failed, AT) == event("EmailFailed", template="cancellation", code="550", permanent=False)
+
+
+def test_commands_are_not_heard() -> None:
+    """A command of our own that came back would be a wrong binding, and is refused."""
+    with pytest.raises(errors.IllegalEventError):
+        saga.event_of(events.CancelPayment(order_id=1, saga_id=UUID(int=1), reason="x", saga_version=1), AT)
