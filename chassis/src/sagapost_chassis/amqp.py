@@ -79,7 +79,7 @@ class Publisher:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._drop()
+        await self._drop(self._channel)
 
     async def check(self) -> bool:
         """Tell whether the broker can be reached."""
@@ -90,12 +90,14 @@ class Publisher:
         async with self._lock:
             if self._channel is not None and not self._channel.is_closed:
                 return self._channel
-            await self._drop()
+            await self._drop(self._channel)
             self._connection = await connect(self._url, self._name)
             self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
             return self._channel
 
-    async def _drop(self) -> None:
+    async def _drop(self, channel: abc.AbstractChannel | None) -> None:
+        if channel is not self._channel:  # another publish has dropped it already, and the present one is new
+            return
         connection, self._connection, self._channel = self._connection, None, None
         if connection is not None:
             await close(connection)
@@ -108,6 +110,7 @@ class Publisher:
             UnroutableError: it did not arrive anywhere.
 
         """
+        channel: abc.AbstractChannel | None = None
         try:
             async with asyncio.timeout(PUBLISH_TIMEOUT_S):
                 channel = await self._open()
@@ -116,7 +119,7 @@ class Publisher:
         except exceptions.PublishError as exc:
             raise UnroutableError(f"no queue takes {routing_key!r} from exchange {exchange!r}") from exc
         except BROKEN as exc:
-            await self._drop()  # a late confirm must not be taken for another message's
+            await self._drop(channel)  # a late confirm must not be taken for another message's
             raise BrokerUnavailableError(f"not confirmed: {type(exc).__name__}: {exc}") from exc
         if not isinstance(result, pamqp.commands.Basic.Ack):
             raise BrokerUnavailableError(f"the broker answered {type(result).__name__} instead of a confirm")

@@ -1,6 +1,7 @@
 """A process's life: settings and loop at start, SIGTERM and Ctrl-C drain and end with exit code 0."""
 
 import asyncio
+import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Generator
@@ -28,10 +29,11 @@ class _Server(uvicorn.Server):
 def run(service: str, common: settings.Common, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     """Run `main(stop)` until it returns; the event is set at SIGTERM or SIGINT, and a second signal ends it at once."""
     telemetry.configure(service, common.log_level)
-    if common.metrics_port:
-        prometheus_client.start_http_server(common.metrics_port, addr=common.host)
     sentence = ""
     try:
+        if common.metrics_port:
+            _bind(common.host, common.metrics_port, "METRICS_PORT").close()
+            prometheus_client.start_http_server(common.metrics_port, addr=common.host)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_supervise(service, main))
     except* settings.CannotStartError as group:
@@ -74,12 +76,12 @@ async def _supervise(service: str, main: Callable[[asyncio.Event], Awaitable[Non
     telemetry.log.info("process.stopped", service=service)
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int, variable: str = "PORT") -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048)
     except OSError as exc:
         raise settings.CannotStartError(
-            f"port {port} of {host} cannot be used: {exc.strerror}; end what uses it or set SAGAPOST_PORT"
+            f"port {port} of {host} cannot be used: {os.strerror(exc.errno or 0)}; end what uses it or set {settings.PREFIX}{variable}"
         ) from exc
 
 
