@@ -1,6 +1,8 @@
-"""The stack that the fault tests of one module share."""
+"""Stacks of real processes: one that the tests of a module share, and one on a broker that a test may kill."""
 
 import asyncio
+import contextlib
+import pathlib
 import uuid
 from collections.abc import Generator, Mapping
 
@@ -17,7 +19,24 @@ def stack(
     tmp_path_factory: pytest.TempPathFactory, database_server: servers.Databases, broker: servers.Broker, templates: Mapping[str, str]
 ) -> Generator[stacks.Stack]:
     """Run every service, a provider and a mailbox of their own, on fresh databases and a fresh virtual host."""
-    folder, mark = tmp_path_factory.mktemp("stack"), uuid.uuid4().hex[:8]
+    with _running(tmp_path_factory.mktemp("stack"), database_server, broker, templates) as made:
+        yield made
+
+
+@pytest.fixture
+def fragile_stack(
+    tmp_path: pathlib.Path, database_server: servers.Databases, private_broker: servers.Broker, templates: Mapping[str, str]
+) -> Generator[stacks.Stack]:
+    """Run a stack on a broker of its own, `private_broker`, which the test may stop, kill and start."""
+    with _running(tmp_path, database_server, private_broker, templates) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def _running(
+    folder: pathlib.Path, database_server: servers.Databases, broker: servers.Broker, templates: Mapping[str, str]
+) -> Generator[stacks.Stack]:
+    mark = uuid.uuid4().hex[:8]
     urls: dict[str, str] = {}
     for service, template in templates.items():
         databases.clone(database_server.admin_dsn, template, f"{service}_{mark}", f"{service}_user")

@@ -55,12 +55,13 @@ class Stack:
         for service in self.running.values():
             service.kill()
 
-    def call(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, Any]]:
+    def call(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, dict[str, Any]]:
         """Call the gateway; status 0 when the connection broke."""
         connection = http.client.HTTPConnection("127.0.0.1", self.running["gateway"].port, timeout=10)
         try:
             content = json.dumps(body) if body is not None else None
-            connection.request(method, path, content, {"Content-Type": "application/json"} if body is not None else {})
+            kind = {"Content-Type": "application/json"} if body is not None else {}
+            connection.request(method, path, content, {**kind, **headers})
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read() or b"{}")
         except (OSError, http.client.HTTPException):
@@ -75,6 +76,13 @@ class Stack:
         if status == 202:
             self.accepted.append(uuid.UUID(answer["saga_id"]))
         return status, answer
+
+    def traced_checkout(self, traceparent: str) -> dict[str, Any]:
+        """Buy one laptop as part of the caller's trace."""
+        status, answer = self.call("POST", "/api/checkout", {**CART, "user_email": "traced@example.com"}, traceparent=traceparent)
+        assert status == 202
+        self.accepted.append(uuid.UUID(answer["saga_id"]))
+        return answer
 
     def ended(self, saga_id: str, deadline_s: float = 60) -> dict[str, Any]:
         """Wait until a saga has ended, and give it."""
@@ -93,6 +101,12 @@ class Stack:
         """Give the accepted mails to an address."""
         found = self._get(str(self.known.mailbox_url), "/api/v1/messages?limit=1000")
         return [mail for mail in found["messages"] if mail["To"][0]["Address"] == address]
+
+    def mail_headers(self, address: str) -> dict[str, list[str]]:
+        """Give the headers of the one mail to an address."""
+        (mail,) = self.mails(address)
+        found: dict[str, list[str]] = self._get(str(self.known.mailbox_url), f"/api/v1/message/{mail['ID']}/headers")
+        return {name.title(): values for name, values in found.items()}
 
     def verified(self) -> verify.Report:
         """Check every invariant once the stack is quiet, and fail with what is violated."""

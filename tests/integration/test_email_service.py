@@ -19,7 +19,7 @@ import pytest
 from sagapost_chassis import amqp, consuming, ids
 from sagapost_chassis import errors as failures
 from sagapost_contracts import envelope, events, topology
-from sagapost_email import domain, errors, handlers, sender
+from sagapost_email import domain, errors, handlers, recent, sender
 from sagapost_sandbox.testing import services
 
 pytestmark = pytest.mark.anyio
@@ -54,7 +54,7 @@ async def outlets(vhost: str, mailbox: services.Service) -> AsyncGenerator[handl
         sender.Sender("127.0.0.1", port, mail_from=MAIL_FROM, size=4, timeout_s=1) as outbound,
         amqp.Publisher(vhost, "t") as publisher,
     ):
-        yield handlers.Outlets(sender=outbound, publisher=publisher, mail_from=MAIL_FROM)
+        yield handlers.Outlets(sender=outbound, publisher=publisher, mail_from=MAIL_FROM, recent=recent.Recent())
 
 
 def paid() -> events.PaymentProcessed:
@@ -275,10 +275,12 @@ async def counting_proxy(port: int) -> AsyncGenerator[tuple[int, list[asyncio.St
     pumps: set[asyncio.Task[None]] = set()
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
+        try:
             while chunk := await reader.read(65536):
                 writer.write(chunk)
-        writer.close()
+        finally:
+            writer.close()
+            await writer.wait_closed()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         accepted.append(writer)

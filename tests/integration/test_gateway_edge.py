@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from sagapost_sandbox import ports
-from sagapost_sandbox.testing import services
+from sagapost_sandbox.testing import polling, services
 
 JSON = ("Content-Type", "application/json")
 CART = b'{"user_id": 1, "user_email": "test@example.com", "items": [{"product_id": 1, "quantity": 1, "price": "1299.99"}]}'
@@ -21,7 +21,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Generator[services.Serv
     env = {"SAGAPOST_ORDER_URL": f"http://127.0.0.1:{nobody}", "SAGAPOST_PAGE_PORT": str(page)}
     service = services.Service("sagapost_gateway", env, tmp_path_factory.mktemp("gateway") / "gateway.log")
     try:
-        service.wait_live()
+        polling.eventually(lambda: not ports.is_free(service.port) and not ports.is_free(page))
         yield service
     finally:
         service.kill()

@@ -2,6 +2,7 @@ import contextlib
 import http.client
 import socket
 import threading
+import time
 from collections.abc import Callable, Generator
 
 import msgspec
@@ -22,16 +23,24 @@ SENT = {
 LIVE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 
-class Stranger:
-    """A real TCP server at the order service's address; it answers health, notes every other request and then misbehaves."""
+Misbehave = Callable[[bytes | None], "Stranger"]
 
-    def __init__(self, misbehave: Callable[[socket.socket], None]) -> None:
+
+class Stranger:
+    """A real TCP server at the order service's address; it answers health, notes every other request, and then `answer`, or nothing."""
+
+    def __init__(self) -> None:
         self.seen: list[bytes] = []
-        self._misbehave = misbehave
+        self.answer: bytes | None = None
         self._stopped = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Stop listening and let go of every connection."""
+        self._stopped.set()
+        self._listener.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -46,33 +55,42 @@ class Stranger:
                     connection.sendall(LIVE)
                     continue
                 self.seen.append(request)
-                self._misbehave(connection)
+                if self.answer is None:
+                    self._stopped.wait(60)
+                else:
+                    connection.sendall(self.answer)
                 return
 
-    def hang(self, _: socket.socket) -> None:
-        """Answer never, until the test is over."""
-        self._stopped.wait(60)
 
-    def close(self) -> None:
-        """Stop listening and let go of every connection."""
-        self._stopped.set()
-        self._listener.close()
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[services.Service, Stranger]]:
+    """Run one gateway with a deadline of 0.4 s in front of a stranger."""
+    stranger = Stranger()
+    env = {"SAGAPOST_ORDER_URL": stranger.url, "SAGAPOST_PAGE_PORT": "0", "SAGAPOST_DEADLINE_S": "0.4"}
+    gateway = services.Service("sagapost_gateway", env, tmp_path_factory.mktemp("gateway") / "gateway.log")
+    try:
+        yield gateway.wait_ready(), stranger
+    finally:
+        gateway.kill()
+        stranger.close()
 
 
 @pytest.fixture
-def in_front_of(start_service: Callable[..., services.Service]) -> Generator[Callable[..., tuple[services.Service, Stranger]]]:
-    """Give what starts a gateway with a deadline of 0.4 s in front of a stranger; without an answer it hangs."""
-    strangers: list[Stranger] = []
+def gateway(pair: tuple[services.Service, Stranger]) -> services.Service:
+    """Give the gateway."""
+    return pair[0]
 
-    def start(answer: bytes | None = None) -> tuple[services.Service, Stranger]:
-        stranger = Stranger(lambda connection: stranger.hang(connection) if answer is None else connection.sendall(answer))
-        strangers.append(stranger)
-        env = {"SAGAPOST_ORDER_URL": stranger.url, "SAGAPOST_PAGE_PORT": "0", "SAGAPOST_DEADLINE_S": "0.4"}
-        return start_service("gateway", env).wait_ready(), stranger
 
-    yield start
-    for stranger in strangers:
-        stranger.close()
+@pytest.fixture
+def in_front_of(pair: tuple[services.Service, Stranger]) -> Misbehave:
+    """Give what decides how the stranger answers in this test: with these bytes and the end of the connection, or never."""
+
+    def answer(sent: bytes | None) -> Stranger:
+        pair[1].seen.clear()
+        pair[1].answer = sent
+        return pair[1]
+
+    return answer
 
 
 def _read(connection: socket.socket) -> bytes:
@@ -97,23 +115,27 @@ def _send(gateway: services.Service, method: str = "POST", path: str = "/api/che
         return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
 
 
-def test_an_order_service_that_never_answers_is_504_after_the_deadline(in_front_of: Callable[..., tuple[services.Service, Stranger]]) -> None:
+def test_an_order_service_that_never_answers_is_504_after_the_deadline(gateway: services.Service, in_front_of: Misbehave) -> None:
     """The client is not kept waiting; it learns that repeating with the same key is safe, and the request was sent once."""
-    gateway, stranger = in_front_of()
+    stranger = in_front_of(None)
 
+    started_s = time.monotonic()
     status, _, body = _send(gateway)
+    took_s = time.monotonic() - started_s
 
     problem = msgspec.json.decode(body)
     assert (status, problem["type"]) == (504, "/problems/upstream-timeout")
     assert "same Idempotency-Key is safe" in problem["detail"]
+    assert 0.4 <= took_s < 3
     assert len(stranger.seen) == 1
 
 
 def test_a_checkout_is_forwarded_byte_for_byte_with_the_named_headers_only(
-    in_front_of: Callable[..., tuple[services.Service, Stranger]],
+    gateway: services.Service,
+    in_front_of: Misbehave,
 ) -> None:
     """The body is untouched, the key loses its quotes, the trace goes on, and nothing else of the client's headers passes."""
-    gateway, stranger = in_front_of()
+    stranger = in_front_of(None)
 
     _send(gateway)
 
@@ -129,9 +151,9 @@ def test_a_checkout_is_forwarded_byte_for_byte_with_the_named_headers_only(
     assert set(headers) <= {"host", "accept", "content-type", "content-length", "idempotency-key", "traceparent"}
 
 
-def test_a_post_is_sent_once_when_the_connection_breaks(in_front_of: Callable[..., tuple[services.Service, Stranger]]) -> None:
+def test_a_post_is_sent_once_when_the_connection_breaks(gateway: services.Service, in_front_of: Misbehave) -> None:
     """Nobody can know whether a broken POST took effect, so the gateway does not repeat it."""
-    gateway, stranger = in_front_of(b"")
+    stranger = in_front_of(b"")
 
     status, headers, body = _send(gateway)
 
@@ -144,8 +166,8 @@ def test_a_post_is_sent_once_when_the_connection_breaks(in_front_of: Callable[..
     "answer",
     [
         b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: text/plain\r\nContent-Length: 34\r\n\r\nTraceback secret at /srv/secret.py",
-        b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nContent-Length: 19\r\n\r\n{\"detail\":\"secret\"}",
-        b"HTTP/1.1 302 Found\r\nLocation: http://secret.test/\r\nContent-Length: 0\r\n\r\n",
+        b'HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nContent-Length: 19\r\n\r\n{"detail":"secret"}',
+        b"HTTP/1.1 302 Found\r\nLocation: /secret\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\ncut secret",
         b"SSH-2.0-secret\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz secret",
@@ -154,10 +176,10 @@ def test_a_post_is_sent_once_when_the_connection_breaks(in_front_of: Callable[..
 )
 @pytest.mark.parametrize("method", ["POST", "GET"])
 def test_a_failing_order_service_is_503_and_nothing_of_it_leaks(
-    in_front_of: Callable[..., tuple[services.Service, Stranger]], answer: bytes, method: str
+    gateway: services.Service, in_front_of: Misbehave, answer: bytes, method: str
 ) -> None:
     """Whatever comes back that is no answer for the client becomes one problem of our own."""
-    gateway, _ = in_front_of(answer)
+    stranger = in_front_of(answer)
 
     status, headers, body = _send(gateway, method, "/api/checkout" if method == "POST" else "/api/products")
 
@@ -165,11 +187,12 @@ def test_a_failing_order_service_is_503_and_nothing_of_it_leaks(
     assert msgspec.json.decode(body)["type"] == "/problems/order-service-unavailable"
     assert b"secret" not in body
     assert "location" not in headers
+    assert not any(b"/secret" in request for request in stranger.seen)
 
 
-def test_a_refusal_that_is_no_problem_document_becomes_one(in_front_of: Callable[..., tuple[services.Service, Stranger]]) -> None:
+def test_a_refusal_that_is_no_problem_document_becomes_one(gateway: services.Service, in_front_of: Misbehave) -> None:
     """A plain-text 4xx keeps its status and loses its text."""
-    gateway, _ = in_front_of(b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 6\r\n\r\nsecret")
+    in_front_of(b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 6\r\n\r\nsecret")
 
     status, headers, body = _send(gateway)
 
@@ -177,12 +200,12 @@ def test_a_refusal_that_is_no_problem_document_becomes_one(in_front_of: Callable
     assert b"secret" not in body
 
 
-def test_a_long_list_of_faults_is_cut_to_4_kib(in_front_of: Callable[..., tuple[services.Service, Stranger]]) -> None:
+def test_a_long_list_of_faults_is_cut_to_4_kib(gateway: services.Service, in_front_of: Misbehave) -> None:
     """Fifty wrong items do not make a long error answer; it still says where the client called."""
     faults = [{"pointer": f"/items/{index}/" + "x" * 100, "code": "unknown_product"} for index in range(50)]
     refusal = msgspec.json.encode({"type": "/problems/unknown-product", "status": 422, "instance": "/checkout", "errors": faults})
     head = f"HTTP/1.1 422 Unprocessable Content\r\nContent-Type: application/problem+json\r\nContent-Length: {len(refusal)}\r\n\r\n"
-    gateway, _ = in_front_of(head.encode() + refusal)
+    in_front_of(head.encode() + refusal)
 
     status, _, body = _send(gateway)
 

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import uuid
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -16,6 +17,7 @@ from psycopg import rows
 from sagapost_chassis import amqp, ids
 from sagapost_contracts import envelope, events, topology
 from sagapost_ops import migrations
+from sagapost_sandbox import databases
 from sagapost_sandbox.testing import servers, services
 
 pytestmark = pytest.mark.anyio
@@ -29,15 +31,35 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
 @pytest.fixture
-def service(order_db: str, vhost: str, start_service: Start) -> services.Service:
-    """Run the order service on this test's database and virtual host."""
-    return start_service("order", {"SAGAPOST_DATABASE_URL": order_db, "SAGAPOST_AMQP_URL": vhost}).wait_ready()
+def servers_env(order_db: str, vhost: str) -> dict[str, str]:
+    """Give the variables that name this test's database and virtual host."""
+    return {"SAGAPOST_DATABASE_URL": order_db, "SAGAPOST_AMQP_URL": vhost}
 
 
 @pytest.fixture
-def alone(order_db: str, start_service: Start) -> services.Service:
-    """Run the order service without a broker."""
-    return start_service("order", {"SAGAPOST_DATABASE_URL": order_db, "SAGAPOST_AMQP_URL": NOWHERE}).wait_ready()
+def service(servers_env: Mapping[str, str], start_service: Start) -> services.Service:
+    """Run the order service on them."""
+    return start_service("order", servers_env).wait_ready()
+
+
+@pytest.fixture(scope="module")
+def shared_db(database_server: servers.Databases, templates: Mapping[str, str]) -> Generator[str]:
+    """Give one database to all tests here that only look at answers."""
+    name = f"order_{uuid.uuid4().hex}"
+    databases.clone(database_server.admin_dsn, templates["order"], name, "order_user")
+    yield database_server.dsn("order_user", "order_password", name)
+    databases.drop(database_server.admin_dsn, name)
+
+
+@pytest.fixture(scope="module")
+def alone(shared_db: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[services.Service]:
+    """Run one order service without a broker for all tests here that only look at answers."""
+    env = {"SAGAPOST_DATABASE_URL": shared_db, "SAGAPOST_AMQP_URL": NOWHERE}
+    running = services.Service("sagapost_order", env, tmp_path_factory.mktemp("order") / "service.log")
+    try:
+        yield running.wait_ready()
+    finally:
+        running.kill()
 
 
 @pytest.fixture
@@ -92,6 +114,11 @@ def saga(service: services.Service, order: Json) -> Json:
     """Ask for an order's saga."""
     found: Json = httpx.get(f"{service.url}/sagas/{order['saga_id']}").json()
     return found
+
+
+def order_status(service: services.Service, order: Json) -> str:
+    """Ask where an order stands."""
+    return str(httpx.get(f"{service.url}/orders/{order['id']}/status").json()["status"])
 
 
 def test_checkout_answers_202_in_the_contract_s_shape(alone: services.Service) -> None:
@@ -182,8 +209,10 @@ def test_what_is_not_there_is_a_404_problem(alone: services.Service, path: str) 
         ({"idempotency-key": "a" * 256}, 400, "idempotency-key-invalid"),
     ],
 )
-def test_wrong_header_is_a_problem(alone: services.Service, sql: Sql, headers: dict[str, str], status: int, slug: str) -> None:
+def test_wrong_header_is_a_problem(alone: services.Service, shared_db: str, headers: dict[str, str], status: int, slug: str) -> None:
     """A media type, an encoding or a key that is not accepted is named, and nothing is stored."""
+    stored = _orders(shared_db)
+
     answer = httpx.post(
         f"{alone.url}/checkout",
         content=httpx.Request("POST", "/", json=CART).content,
@@ -191,7 +220,12 @@ def test_wrong_header_is_a_problem(alone: services.Service, sql: Sql, headers: d
     )
 
     assert (answer.status_code, answer.json()["type"]) == (status, f"/problems/{slug}")
-    assert sql.execute("SELECT count(*) AS n FROM orders").fetchone() == {"n": 0}
+    assert _orders(shared_db) == stored
+
+
+def _orders(dsn: str) -> int:
+    with psycopg.connect(dsn) as connection:
+        return int((connection.execute("SELECT count(*) FROM orders").fetchone() or (0,))[0])
 
 
 @pytest.mark.parametrize(
@@ -261,11 +295,11 @@ async def test_happy_path_over_the_broker_ends_notified(
     assert (done["state"], done["version"], done["deadline_at"]) == ("notified", 3, None)
     assert [(step["name"], step["state"]) for step in done["steps"]] == [("order", "done"), ("payment", "done"), ("email", "done")]
     assert all(step["ms"] >= 0 for step in done["steps"])
-    assert httpx.get(f"{service.url}/orders/{order['id']}/status").json()["status"] == "completed"
+    assert order_status(service, order) == "completed"
 
 
 async def test_event_for_an_unknown_saga_waits_on_the_retry_ladder(
-    service: services.Service, publisher: amqp.Publisher, vhost: str, sql: Sql, eventually: Callable[..., Any]
+    service: services.Service, publisher: amqp.Publisher, sql: Sql, eventually: Callable[..., Any]
 ) -> None:
     """An event that comes before its saga is not dropped: it is set aside, comes again and is heard then."""
     order = checkout(service).json()
@@ -276,7 +310,6 @@ async def test_event_for_an_unknown_saga_waits_on_the_retry_ladder(
     await say(publisher, processed(order))
     eventually(lambda: saga(service, order)["state"] == "paid")
 
-    assert vhost
     assert sql.execute("SELECT count(*) AS n FROM inbox").fetchone() == {"n": 1}
 
 
@@ -308,10 +341,10 @@ def test_kill_around_the_commit_leaves_all_or_nothing(order_db: str, sql: Sql, s
 
 
 async def test_kill_between_commit_and_acknowledgement_takes_effect_once(
-    order_db: str, vhost: str, publisher: amqp.Publisher, sql: Sql, start_service: Start, eventually: Callable[..., Any]
+    servers_env: Mapping[str, str], publisher: amqp.Publisher, start_service: Start, eventually: Callable[..., Any]
 ) -> None:
     """The broker delivers again what was committed and not acknowledged, and the inbox lets nothing happen twice."""
-    env = {"SAGAPOST_DATABASE_URL": order_db, "SAGAPOST_AMQP_URL": vhost}
+    env = dict(servers_env)
     dying = start_service("order", env | {"SAGAPOST_CRASH": "saga.after_commit"}).wait_ready()
     order = checkout(dying).json()
 
@@ -320,8 +353,8 @@ async def test_kill_between_commit_and_acknowledgement_takes_effect_once(
     service = start_service("order", env).wait_ready()
     eventually(lambda: any(line["event"] == "message.handled" for line in service.lines()))
 
-    assert saga(service, order)["state"] == "paid"
-    assert sql.execute("SELECT count(*) AS n FROM saga_history").fetchone() == {"n": 2}
+    found = saga(service, order)
+    assert (found["state"], len(found["history"])) == ("paid", 2)
 
 
 def test_database_that_goes_away_is_503_and_comes_back(
@@ -362,6 +395,16 @@ def test_start_without_settings_names_them_all(start_service: Start) -> None:
     assert service.logs().splitlines() == ["SAGAPOST_DATABASE_URL is not set", "SAGAPOST_AMQP_URL is not set"]
 
 
-def test_sigterm_ends_the_service_with_zero(alone: services.Service) -> None:
+def test_taken_port_says_so(alone: services.Service, start_service: Start) -> None:
+    """A port that somebody else has ends the start with one sentence and exit code 2."""
+    service = start_service("order", alone.env)
+
+    assert service.wait() == 2
+    assert service.logs().splitlines()[-1].startswith(f"port {alone.port} of 127.0.0.1 cannot be used: Address already in use;")
+
+
+def test_sigterm_ends_the_service_with_zero(order_db: str, start_service: Start) -> None:
     """A deployment stops the service without an error."""
-    assert alone.terminate() == 0
+    service = start_service("order", {"SAGAPOST_DATABASE_URL": order_db, "SAGAPOST_AMQP_URL": NOWHERE}).wait_ready()
+
+    assert service.terminate() == 0

@@ -165,18 +165,30 @@ def test_a_node_lives_dies_and_comes_back(node: rabbitmq.Node, eventually: Calla
     assert all(ports.is_free(port) for port in (node.amqp_port, node.management.port, node.epmd_port, node.dist_port))
 
 
-def test_two_nodes_stand_side_by_side(node: rabbitmq.Node, broker: servers.Broker) -> None:
-    """Each has its own name, ports, epmd and virtual hosts."""
-    node.create_vhost("only-here")
+def test_a_private_broker_may_be_killed_beside_the_shared_one(private_broker: servers.Broker, broker: servers.Broker) -> None:
+    """Each has its own name, ports and virtual hosts; the private one comes back under its old address with what it had."""
+    private_broker.create_vhost("only-here")
 
-    others = management.request(broker.management, "GET", "/api/vhosts")
+    private_broker.kill()
+    private_broker.start()
 
-    assert isinstance(others, list)
-    assert "only-here" not in {vhost["name"] for vhost in others}
-    assert [vhost["name"] for vhost in _vhosts(node)] == ["/", "only-here"]
+    assert {vhost["name"] for vhost in _vhosts(private_broker)} == {"/", "only-here"}
+    assert "only-here" not in {vhost["name"] for vhost in _vhosts(broker)}
 
 
-def _vhosts(node: rabbitmq.Node) -> list[dict[str, Any]]:
+def test_a_private_database_server_may_be_killed_beside_the_shared_one(private_databases: servers.Databases, order_db: str) -> None:
+    """Killed and started, it is under its old address with what was committed; the shared one noticed nothing."""
+    dsn = private_databases.create("somebody", "x", "things")
+
+    private_databases.kill()
+    private_databases.start()
+
+    for connection_string in (dsn, order_db):
+        with psycopg.connect(connection_string) as conn:
+            assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+def _vhosts(node: servers.Broker) -> list[dict[str, Any]]:
     listed = management.request(node.management, "GET", "/api/vhosts")
     assert isinstance(listed, list)
     return sorted(listed, key=lambda vhost: str(vhost["name"]))

@@ -78,6 +78,7 @@ def test_a_receipt_shows_every_line_and_the_total(kind: str) -> None:
     ("reason", "refunded", "expected"),
     [
         ("declined", Decimal("0.00"), ("declined the payment", "Nothing was charged.")),
+        ("insufficient_funds", Decimal("0.00"), ("not enough money", "Nothing was charged.")),
         ("expired", Decimal("0.00"), ("in time", "Nothing was charged.")),
         ("customer", Decimal("1399.97"), ("You asked us", "1,399.97 USD goes back")),
         ("something-new", None, ("could not be completed", "whatever was charged goes back")),

@@ -5,7 +5,7 @@ from collections.abc import Generator
 import litestar
 import pytest
 from litestar.testing import RequestFactory
-from litestar.types import Message
+from litestar.types import HTTPDisconnectEvent, HTTPRequestEvent, Receive
 
 from sagapost_chassis import problems
 from sagapost_gateway import edge, errors
@@ -116,7 +116,7 @@ def test_a_wish_to_wait_is_bounded(sent: bytes, seconds: int) -> None:
 async def test_a_slow_body_is_given_up() -> None:
     """A client that stops in the middle of its body is cut off after the limit."""
 
-    async def silent() -> Message:
+    async def silent() -> HTTPRequestEvent:
         await asyncio.Event().wait()
         raise AssertionError
 
@@ -125,11 +125,23 @@ async def test_a_slow_body_is_given_up() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("announced", ["65537", "9" * 30, "-1", "0x10"])
+async def test_an_announced_length_over_the_limit_is_refused_unread(announced: str) -> None:
+    """Nothing is read of a body that says it is too large, or that gives no number."""
+
+    async def unread() -> HTTPRequestEvent:
+        raise AssertionError
+
+    with _request(unread, {"Content-Length": announced}) as request, pytest.raises(errors.BodyTooLargeError):
+        await edge.read_body(request)
+
+
+@pytest.mark.anyio
 async def test_a_body_without_a_length_is_counted() -> None:
     """The limit holds for what arrives, not only for what is announced: reading stops in the middle of an endless body."""
     read = 0
 
-    async def endless() -> Message:
+    async def endless() -> HTTPRequestEvent:
         nonlocal read
         read += 1
         return {"type": "http.request", "body": b"x" * 100, "more_body": True}
@@ -144,7 +156,7 @@ async def test_a_body_without_a_length_is_counted() -> None:
 async def test_a_client_that_goes_away_is_no_failure_of_ours() -> None:
     """A connection lost inside the body is the caller's doing, not a 5xx."""
 
-    async def gone() -> Message:
+    async def gone() -> HTTPDisconnectEvent:
         return {"type": "http.disconnect"}
 
     with _request(gone) as request, pytest.raises(errors.BodyCutError):
@@ -152,6 +164,6 @@ async def test_a_client_that_goes_away_is_no_failure_of_ours() -> None:
 
 
 @contextlib.contextmanager
-def _request(receive: litestar.types.Receive) -> Generator[problems.Request]:
-    made = RequestFactory().post("/api/checkout")
+def _request(receive: Receive, headers: dict[str, str] | None = None) -> Generator[problems.Request]:
+    made = RequestFactory().post("/api/checkout", headers=headers)
     yield litestar.Request(made.scope, receive)

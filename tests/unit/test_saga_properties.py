@@ -160,19 +160,20 @@ def test_repeating_all_events_changes_nothing(heard: list[transitions.Event]) ->
 
 
 def _rows() -> list[domain.HistoryRow]:
-    heard = [transitions.Event(name=name, at=AT, amount=AMOUNTS[0], payment_version=1) for name in ("PaymentProcessed", "EmailSent")]
-    return history(run(heard))
+    names = ("PaymentProcessed", "PaymentProcessed", "EmailSent")
+    return history(run([transitions.Event(name=name, at=AT, amount=AMOUNTS[0], payment_version=1) for name in names]))
 
 
 @pytest.mark.parametrize(
     "broken",
     [
-        lambda rows: rows[:1] + rows[2:],
-        lambda rows: [rows[0], rows[2], rows[1]],
-        lambda rows: [*rows[:2], msgspec.structs.replace(rows[2], event="PaymentFailed")],
-        lambda rows: [*rows[:2], msgspec.structs.replace(rows[2], facts=domain.Facts(deadline_at=AT + timedelta(1)))],
+        lambda rows: rows[:2] + rows[3:],
+        lambda rows: [rows[0], rows[3], rows[2], rows[1]],
+        lambda rows: [rows[0], msgspec.structs.replace(rows[1], from_state="paid"), *rows[2:]],
+        lambda rows: [*rows[:3], msgspec.structs.replace(rows[3], event="PaymentFailed")],
+        lambda rows: [*rows[:3], msgspec.structs.replace(rows[3], facts=domain.Facts(deadline_at=AT + timedelta(1)))],
     ],
-    ids=["gap", "order", "edge", "shrinking sum"],
+    ids=["gap", "order", "start", "edge", "shrinking sum"],
 )
 def test_broken_history_does_not_fold(broken: object) -> None:
     """A history with a gap, a swap, an illegal edge or a sum that shrinks is refused."""

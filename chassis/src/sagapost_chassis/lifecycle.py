@@ -76,7 +76,7 @@ async def _supervise(service: str, main: Callable[[asyncio.Event], Awaitable[Non
     telemetry.log.info("process.stopped", service=service)
 
 
-def _bind(host: str, port: int, variable: str = "PORT") -> socket.socket:
+def _bind(host: str, port: int, variable: str) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048)
     except OSError as exc:
@@ -85,14 +85,14 @@ def _bind(host: str, port: int, variable: str = "PORT") -> socket.socket:
         ) from exc
 
 
-async def serve(app: types.ASGIApp, host: str, port: int, stop: asyncio.Event) -> None:
-    """Serve HTTP until `stop` is set, then finish the requests under way.
+async def serve(app: types.ASGIApp, host: str, port: int, stop: asyncio.Event, *, variable: str = "PORT") -> None:
+    """Serve HTTP until `stop` is set, then finish the requests under way; `variable` is the setting that moves the port.
 
     Raises:
         CannotStartError: the port is taken, or not ours to take.
 
     """
-    listener = _bind(host, port)  # not left to uvicorn, which ends the process with a traceback
+    listener = _bind(host, port, variable)  # not left to uvicorn, which ends the process with a traceback
     server = _Server(
         uvicorn.Config(
             app,

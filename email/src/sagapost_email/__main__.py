@@ -6,7 +6,7 @@ from functools import partial
 
 from sagapost_chassis import amqp, consuming, lifecycle, settings
 from sagapost_contracts import topology
-from sagapost_email import api, consumer, handlers, sender
+from sagapost_email import api, consumer, handlers, recent, sender
 from sagapost_email.settings import Settings
 
 
@@ -21,7 +21,7 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
         ) as outbound,
         amqp.Publisher(config.amqp_url, "sagapost-email-publisher") as publisher,
     ):
-        outlets = handlers.Outlets(sender=outbound, publisher=publisher, mail_from=config.mail_from)
+        outlets = handlers.Outlets(sender=outbound, publisher=publisher, mail_from=config.mail_from, recent=recent.Recent())
         # a few more than connections, so that a mail waits here for its turn and not at the broker for an acknowledgement
         worker = consuming.Consumer(
             config.amqp_url, topology.EMAIL_QUEUE, consumer.routes(outlets), publisher, concurrency=config.smtp_connections * 2

@@ -3,7 +3,8 @@
 FailureError
 ├── TransientError
 │   ├── MailServerUnavailableError   no conversation, or one that broke off
-│   └── MailDeferredError            the server said 4xx: not before minutes have passed
+│   ├── MailDeferredError            the server said 4xx: not before minutes have passed
+│   └── SendingNowError              another delivery of the same message is at it
 └── PermanentError
     ├── MailRefusedError             the server said 5xx: this mail will never be taken
     └── UnknownTemplateError         a command asks for a mail that there is not
@@ -26,6 +27,10 @@ class MailDeferredError(errors.TransientError):
     def __init__(self, reply_code: int, text: str) -> None:
         super().__init__(f"{reply_code} {text}", delay_s=DEFERRED_DELAY_S)
         self.code = f"smtp_{reply_code}"
+
+
+class SendingNowError(errors.TransientError):
+    """Another delivery of the same message is sending the mail."""
 
 
 class MailRefusedError(errors.PermanentError):

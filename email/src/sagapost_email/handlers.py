@@ -7,7 +7,7 @@ import msgspec
 
 from sagapost_chassis import amqp, consuming, crashpoints, telemetry
 from sagapost_contracts import envelope, events, topology
-from sagapost_email import domain, errors, sender, templates
+from sagapost_email import domain, errors, recent, sender, templates
 
 SOURCE = "email"
 
@@ -18,6 +18,7 @@ class Outlets(msgspec.Struct, frozen=True, kw_only=True):
     sender: sender.Sender
     publisher: amqp.Publisher
     mail_from: str
+    recent: recent.Recent
     attempts: int = len(topology.RETRY_DELAYS_S) + 1
 
 
@@ -39,6 +40,8 @@ async def on_request_notification(outlets: Outlets, delivery: consuming.Delivery
 async def _notify(outlets: Outlets, delivery: consuming.Delivery, request: domain.Request, *, asked_by: UUID | None) -> None:
     """Send one mail and publish its outcome; without a database, a crash in between sends the mail a second time.
 
+    A message that comes again to the same process is answered again, and its mail is not sent again.
+
     Raises:
         TransientError: not sent yet, and deliveries are left; or the outcome could not be published.
 
@@ -47,7 +50,11 @@ async def _notify(outlets: Outlets, delivery: consuming.Delivery, request: domai
         message = sender.compose(
             request, templates.render(request), mail_from=outlets.mail_from, traceparent=telemetry.current_traceparent()
         )
-        await outlets.sender.send(message, request.recipient)
+        with outlets.recent.sending(delivery.message_id) as fresh:
+            if fresh:
+                await outlets.sender.send(message, request.recipient)
+            else:
+                telemetry.log.info("mail.known", order_id=request.order_id, template=request.template)
     except (errors.MailRefusedError, errors.MailDeferredError, errors.MailServerUnavailableError) as exc:
         if not isinstance(exc, errors.MailRefusedError) and delivery.attempt < outlets.attempts:
             raise

@@ -7,15 +7,20 @@ from typing import Final
 from sagapost_contracts import events
 from sagapost_email import domain, errors
 
+# reasons come from the saga or, where payment gave a closer one, from the provider
 _REASONS: Final = {
     "declined": "Your bank or card issuer declined the payment.",
+    "card_declined": "Your bank or card issuer declined the payment.",
+    "insufficient_funds": "The payment was declined: there was not enough money on the card.",
+    "unknown_payment_method": "The payment provider does not know the way of paying that was chosen.",
     "expired": "The payment did not go through in time.",
     "timeout": "The payment did not go through in time.",
     "provider_timeout": "The payment provider could not complete the payment.",
     "amount_mismatch": "The amount that was charged was not the amount of your order.",
     "provider_reversal": "The payment was reversed by the payment provider.",
     "customer": "You asked us to cancel it.",
-    "cancelled": "You asked us to cancel it.",
+    "cancelled": "It was cancelled on request.",
+    "refunded": "The payment was given back.",
     "operator": "Our support team cancelled it.",
 }
 _OTHERWISE: Final = "It could not be completed."

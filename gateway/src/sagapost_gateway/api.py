@@ -89,12 +89,18 @@ def _restated(body: bytes, path: str) -> bytes:
 
 def _unavailable(request: problems.Request, exc: errors.OrderUnavailableError) -> litestar.Response[Any]:
     telemetry.log.warning("upstream.unavailable", reason=str(exc))
-    detail = "The order service cannot be reached or failed. Repeating the request with the same Idempotency-Key is safe."
+    detail = f"The order service cannot be reached or failed. {_advice(request)}"
     title = "The order service is unavailable"
     return problems.answer(request, 503, "order-service-unavailable", title, detail, headers={"Retry-After": "1"})
 
 
 def _timed_out(request: problems.Request, exc: errors.OrderTimeoutError) -> litestar.Response[Any]:
     telemetry.log.warning("upstream.timeout", reason=str(exc))
-    detail = "Whether the request took effect is not known. Repeating it with the same Idempotency-Key is safe."
-    return problems.answer(request, 504, "upstream-timeout", "The order service did not answer in time", detail)
+    title = "The order service did not answer in time"
+    return problems.answer(request, 504, "upstream-timeout", title, _advice(request))
+
+
+def _advice(request: problems.Request) -> str:
+    if request.method == "GET":
+        return "Try again in a moment."
+    return "Whether the request took effect is not known; repeating it with the same Idempotency-Key is safe."

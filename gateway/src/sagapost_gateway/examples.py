@@ -26,11 +26,11 @@ _TITLES: Final = {
     "unknown-product": ("There is no such product", "The cart holds a product that is not in the catalogue."),
     "order-service-unavailable": (
         "The order service is unavailable",
-        "The order service cannot be reached or failed. Repeating the request with the same Idempotency-Key is safe.",
+        "The order service cannot be reached or failed. Try again in a moment.",
     ),
     "upstream-timeout": (
         "The order service did not answer in time",
-        "Whether the request took effect is not known. Repeating it with the same Idempotency-Key is safe.",
+        "Whether the request took effect is not known; repeating it with the same Idempotency-Key is safe.",
     ),
 }
 _FAULTS: Final = {

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 _MONEY: Final = r"^(0|[1-9][0-9]{0,9})(\.[0-9]{1,2})?$"
+_PRICE: Final = r"^([1-9][0-9]{0,9}(\.[0-9]{1,2})?|0\.(0[1-9]|[1-9][0-9]?))$"  # as _MONEY, but not nothing
 _UUID: Final = "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 
 Identifier = Annotated[int, Meta(ge=1, le=2**63 - 1)]
@@ -23,7 +24,7 @@ class CheckoutItem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     product_id: Identifier
     quantity: Annotated[int, Meta(ge=1, le=100)]
     price: Annotated[
-        Annotated[str, Meta(pattern=_MONEY, max_length=13)] | Annotated[float, Meta(gt=0, lt=10**10)],
+        Annotated[str, Meta(pattern=_PRICE, max_length=13)] | Annotated[float, Meta(gt=0, lt=10**10, multiple_of=0.01)],
         Meta(description="What the customer saw: more than 0, at most two places and 12 digits. It is compared, never charged."),
     ]
 
@@ -39,7 +40,7 @@ class CheckoutRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     items: Annotated[list[CheckoutItem], Meta(min_length=1, max_length=50)]
     payment_method: Annotated[
         str,
-        Meta(min_length=1, max_length=64, description="A token of the payment provider, never a card number."),
+        Meta(pattern="^[A-Za-z0-9_-]{1,64}$", description="A token of the payment provider, never a card number."),
     ] = "pm_card_ok"
 
 

@@ -54,7 +54,7 @@ class Board:
 
 
 def _services(unit: plan.Unit, ports: dict[str, int], versions: dict[state.Kind, str]) -> tuple[state.Service, ...]:
-    addresses = [(unit.name, unit.kind, unit.port)]
+    addresses: list[tuple[str, state.Kind, int]] = [(unit.name, unit.kind, unit.port)]
     if unit.name in _BESIDE:
         name, kind = _BESIDE[unit.name]
         addresses.append((name, kind, ports[name]))

@@ -1,6 +1,7 @@
 """The list of commands; each lives in a module of its own that is imported only when it is called."""
 
 import importlib
+import logging
 from typing import Final
 
 import rich_click as click
@@ -63,6 +64,7 @@ def main() -> None:
 
 def run() -> int:
     """Run the command line and give its exit code; what went wrong is one sentence on standard error."""
+    logging.getLogger().addHandler(logging.NullHandler())  # libraries' warnings are not for the person at the terminal
     try:
         code = main.main(prog_name="./sagapost", standalone_mode=False)
     except click.UsageError as exc:

@@ -7,7 +7,7 @@ import msgspec
 
 from sagapost_ops import evidence, targets
 from sagapost_ops.invariants import broker, history, mails, messages, money, orders
-from sagapost_ops.invariants.outcome import Check, Expectations
+from sagapost_ops.invariants.outcome import Check, Expectations, Outcome
 
 SHOWN: Final = 20
 _AGAIN_S: Final = 0.3
@@ -68,8 +68,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     invariants: tuple[Invariant, ...]
 
 
-def run(where: targets.Targets, expected: Expectations | None = None, *, settle_s: float = 0) -> Report:
-    """Evaluate everything, and again for up to `settle_s` seconds until all of it holds.
+def run(where: targets.Targets, expected: Expectations | None = None, *, settle_s: float = 0, shown: int = SHOWN) -> Report:
+    """Evaluate everything, and again for up to `settle_s` seconds until all of it holds; each invariant names `shown` violations.
 
     The invariants are those of a system at rest, so that what is still under way looks like a violation.
 
@@ -79,28 +79,31 @@ def run(where: targets.Targets, expected: Expectations | None = None, *, settle_
     """
     deadline = time.monotonic() + settle_s
     while True:
-        report = _evaluate(where, expected or Expectations())
+        report = _evaluate(where, expected or Expectations(), shown)
         if report.ok or time.monotonic() > deadline:
             return report
         time.sleep(_AGAIN_S)
 
 
-def _evaluate(where: targets.Targets, expected: Expectations) -> Report:
+def _evaluate(where: targets.Targets, expected: Expectations, shown: int) -> Report:
     with evidence.gathered(where) as found:
-        invariants = tuple(_invariant(number, name, checks, found, expected) for number, name, checks in _INVARIANTS)
+        invariants = tuple(_invariant(number, name, _outcomes(checks, found, expected), shown) for number, name, checks in _INVARIANTS)
     return Report(ok=all(invariant.ok for invariant in invariants), invariants=invariants)
 
 
-def _invariant(number: int, name: str, checks: tuple[Check, ...], found: evidence.Evidence, expected: Expectations) -> Invariant:
-    outcomes = {check.__name__: check(found, expected) for check in checks}
+def _outcomes(checks: tuple[Check, ...], found: evidence.Evidence, expected: Expectations) -> dict[str, Outcome | None]:
+    return {check.__name__: check(found, expected) for check in checks}
+
+
+def _invariant(number: int, name: str, outcomes: dict[str, Outcome | None], shown: int) -> Invariant:
     done = [outcome for outcome in outcomes.values() if outcome is not None]
     violations = [sentence for outcome in done for sentence in outcome.violations]
-    more = len(violations) - SHOWN
+    more = len(violations) - shown
     return Invariant(
         id=number,
         name=name,
         ok=not violations,
         checked=sum(outcome.checked for outcome in done),
-        violations=(*violations[:SHOWN], *([f"and {more} more"] if more > 0 else [])),
-        skipped=tuple(name for name, outcome in outcomes.items() if outcome is None),
+        violations=(*violations[:shown], *([f"and {more} more"] if more > 0 else [])),
+        skipped=tuple(check for check, outcome in outcomes.items() if outcome is None),
     )

@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import os
 import pathlib
-import shutil
 import time
 from collections.abc import Generator
 from typing import Final
@@ -16,6 +15,7 @@ CREATECLUSTER: Final = pathlib.Path("/etc/postgresql-common/createcluster.d/saga
 LOCK: Final = pathlib.Path("/run/lock/sagapost-apt.lock")
 LOCK_WAIT_S: Final = 120
 INSTALL_TIMEOUT_S: Final = 900
+_SYSTEMD_RUNS: Final = pathlib.Path("/run/systemd/system")
 _PROGRAM: Final = "/usr/bin/apt-get"
 MARK: Final = "# placed by sagapost while it installs packages; may be deleted"
 _OPTIONS: Final = ("-q", "-y", "-o", f"DPkg::Lock::Timeout={LOCK_WAIT_S}", "-o", "Dpkg::Use-Pty=0")
@@ -104,16 +104,17 @@ def _last_line(done: processes.Finished) -> str:
     return next(reversed(wrong or lines), f"exit code {done.code}")
 
 
-def _enabled() -> set[str]:
-    """Name what starts at boot: systemd units wanted by a target, and System V scripts with an S link."""
-    wanted = {link.name for folder in pathlib.Path("/etc/systemd/system").glob("*.wants") for link in folder.iterdir()}
-    return wanted | {f"rc:{link.name[3:]}" for link in pathlib.Path("/etc").glob("rc[2-5].d/S*")}
+def _enabled() -> set[pathlib.Path]:
+    """List the links that start something at boot: systemd's, and System V's."""
+    return {*pathlib.Path("/etc/systemd/system").glob("*.wants/*"), *pathlib.Path("/etc").glob("rc[2-5].d/S*")}
 
 
-def _disable(names: set[str]) -> None:
-    helper = next((tool for tool in ("systemctl", "deb-systemd-helper") if shutil.which(tool)), None)
-    for name in sorted(names):
-        if name.startswith("rc:"):
-            processes.run(["/usr/sbin/update-rc.d", name.removeprefix("rc:"), "disable"])
-        elif helper is not None:
-            processes.run([helper, "disable", name])
+def _disable(links: set[pathlib.Path]) -> None:
+    """Take the links away as `systemctl disable` does; Debian's helper leaves a unit off at upgrades whose link is gone."""
+    for name in sorted({link.name[3:] for link in links if link.name.startswith("S") and link.parent.name.startswith("rc")}):
+        processes.run(["/usr/sbin/update-rc.d", name, "disable"])
+    for link in links:
+        if link.parent.name.endswith(".wants"):
+            link.unlink(missing_ok=True)
+    if _SYSTEMD_RUNS.exists():
+        processes.run(["systemctl", "daemon-reload"])

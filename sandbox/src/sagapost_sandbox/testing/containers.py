@@ -1,6 +1,7 @@
 """PostgreSQL and RabbitMQ in containers, with the interface of the native ones; knows no schema."""
 
 import contextlib
+import importlib
 import pathlib
 import secrets
 import time
@@ -8,7 +9,6 @@ import urllib.parse
 from collections.abc import Callable, Generator
 from typing import Final
 
-import docker.errors
 import psycopg
 from testcontainers.core import container as containers
 
@@ -18,6 +18,8 @@ POSTGRES_IMAGE: Final = "postgres:17"
 RABBITMQ_IMAGE: Final = "rabbitmq:4-management"
 START_TIMEOUT_S: Final = 120.0
 STOP_TIMEOUT_S: Final = 30
+# docker-py carries no types, this is all that is needed of it
+_ENGINE_ERROR: Final[type[Exception]] = importlib.import_module("docker.errors").DockerException
 _POLL_S: Final = 0.1
 
 
@@ -28,7 +30,7 @@ class _Server:
         self.ports = ports.trial(len(inner_ports))
         try:
             self.container = containers.DockerContainer(image).with_kwargs(hostname="sagapost")
-        except docker.errors.DockerException as exc:
+        except _ENGINE_ERROR as exc:
             raise errors.NoEngineError("no container engine answers; start one, or run the tests with --infra native") from exc
         for inner, outer in zip(inner_ports, self.ports, strict=True):
             self.container.with_bind_ports(inner, outer)
