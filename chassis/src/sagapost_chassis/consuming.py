@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 from uuid import UUID
 
 import aio_pika
@@ -31,10 +31,26 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Handler = Callable[[Delivery], Awaitable[None]]
+M = TypeVar("M", bound=events.Message)
+
+
+def typed(cls: type[M], handle: Callable[[Delivery, M], Awaitable[None]]) -> Handler:
+    """Make a handler that takes the decoded message, of its own type, beside the delivery."""
+
+    async def handler(delivery: Delivery) -> None:
+        if not isinstance(delivery.message, cls):
+            raise TypeError(f"{delivery.type} arrived as {type(delivery.message).__name__}")
+        await handle(delivery, delivery.message)
+
+    return handler
 
 
 class Consumer:
-    """Consumes one work queue for as long as the process lives, across broker outages."""
+    """Consumes one work queue for as long as the process lives, across broker outages.
+
+    `retry_delays_s` is the ladder: the n-th failure waits for the n-th delay, each of them one of the declared retry
+    queues', and a message that fails once more after the last is dead.
+    """
 
     def __init__(
         self,

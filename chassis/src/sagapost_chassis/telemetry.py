@@ -1,5 +1,6 @@
 """Logs, traces and metrics: one JSON line per request or message, one trace id from the HTTP request to the mail."""
 
+import logging
 import sys
 import time
 from collections.abc import Generator, Mapping
@@ -39,7 +40,17 @@ def configure(service: str, level: str = "info") -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=service)
+    logging.basicConfig(handlers=[_Libraries()], level=logging.WARNING, force=True)
     trace.set_tracer_provider(sdk.TracerProvider(resource=resources.Resource.create({"service.name": f"sagapost-{service}"})))
+
+
+class _Libraries(logging.Handler):
+    """Turns what libraries log into lines of ours, so that standard error carries JSON and nothing else."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log one record as a warning or an error."""
+        write = log.error if record.levelno >= logging.ERROR else log.warning
+        write("library.logged", logger=record.name, text=record.getMessage()[:500], exc_info=record.exc_info or None)
 
 
 def _add_trace(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -11,6 +11,8 @@ EMAIL_QUEUE: Final = "email_service_queue"
 ORDER_QUEUE: Final = "order_updates_queue"
 RETRY_DELAYS_S: Final = (1, 5, 30, 120, 600)
 DELIVERY_LIMIT: Final = 20  # a backstop against messages that kill the process, not the retry mechanism
+# looking at a dead letter and putting it back counts as a delivery, and RabbitMQ 4's own default would drop it after 20 looks
+DEAD_LETTER_DELIVERY_LIMIT: Final = 1_000_000
 
 BINDINGS: Final[dict[str, tuple[str, ...]]] = {
     PAYMENT_QUEUE: ("order.order.created", "order.payment.cancel_requested"),

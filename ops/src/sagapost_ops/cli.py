@@ -22,14 +22,14 @@ _INTERRUPTED: Final = 130  # as shells have it: 128 + SIGINT
 _HELP: Final = """
 Run and operate Sagapost, a checkout that never loses, doubles or forgets an order.
 
+Every command takes --json for scripts. Exit codes: 0 it worked · 1 it failed · 2 wrong call, or this machine lacks
+something · 3 there was nothing to work on.
+
 \b
 ./sagapost up --detach   start everything (a few minutes the first time)
 ./sagapost demo happy    watch one checkout from the call to the receipt
 ./sagapost verify        prove that the books agree
 ./sagapost down          stop everything
-
-Every command takes --json for scripts. Exit codes: 0 it worked · 1 it failed · 2 wrong call, or this machine lacks
-something · 3 there was nothing to work on.
 """
 
 

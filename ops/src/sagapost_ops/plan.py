@@ -154,7 +154,11 @@ def _services(options: Options, ports: dict[str, int], where: state.Addresses) -
     broker = {"SAGAPOST_AMQP_URL": where.amqp_url}
     order_db = {"SAGAPOST_DATABASE_URL": where.order_database_url} | broker
     payment_db = {"SAGAPOST_DATABASE_URL": where.payment_database_url} | broker
-    edge = {"SAGAPOST_ORDER_URL": f"http://127.0.0.1:{ports['order']}", "SAGAPOST_PAGE_PORT": str(ports["page"])}
+    edge = {
+        "SAGAPOST_ORDER_URL": f"http://127.0.0.1:{ports['order']}",
+        "SAGAPOST_PAGE_PORT": str(ports["page"]),
+        "SAGAPOST_MAILBOX_URL": f"http://localhost:{ports['mailbox']}",
+    }
     scaled = {
         "payment": payment_db | {"SAGAPOST_PROVIDER_URL": where.provider_url},
         "email": broker | {"SAGAPOST_SMTP_HOST": "127.0.0.1", "SAGAPOST_SMTP_PORT": str(ports["smtp"])},

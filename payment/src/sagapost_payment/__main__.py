@@ -18,7 +18,14 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
         amqp.Publisher(config.amqp_url, "sagapost-payment-publisher") as publisher,
     ):
         routes = consumer.routes(pool, psp, max_unanswered=config.provider_attempts)
-        worker = consuming.Consumer(config.amqp_url, topology.PAYMENT_QUEUE, routes, publisher, concurrency=consumer.CONCURRENCY)
+        worker = consuming.Consumer(
+            config.amqp_url,
+            topology.PAYMENT_QUEUE,
+            routes,
+            publisher,
+            concurrency=consumer.CONCURRENCY,
+            retry_delays_s=consumer.RETRY_DELAYS_S,
+        )
         async with asyncio.TaskGroup() as group:
             group.create_task(lifecycle.serve(api.app(pool, worker), config.host, config.port, stop))
             group.create_task(worker.run(stop))

@@ -1,18 +1,40 @@
 """`test`: runs the repository's tests in this environment."""
 
+import contextlib
 import importlib.util
 import os
 import shutil
-from typing import Final
+import sys
+from typing import Final, Protocol
 
 import rich_click as click
 
 from sagapost_ops import errors, screen, state
+from sagapost_ops.commands import options
 from sagapost_sandbox import errors as sandbox_errors
 from sagapost_sandbox import packages, processes
 
 _DOCKER_S: Final = 10
 _EXIT_CODES: Final = {0: 0, 1: 1, 2: 2, 5: 3}  # pytest's 5: no test matched
+
+
+class Outcome(Protocol):
+    """What pytest reports of one phase of a test."""
+
+    when: str
+    outcome: str
+
+
+class Counts:
+    """A pytest plugin that counts how tests went."""
+
+    def __init__(self) -> None:
+        self.seen = {"passed": 0, "failed": 0, "skipped": 0}
+
+    def pytest_runtest_logreport(self, report: Outcome) -> None:
+        """Count a test once: by its call, or by what went wrong around it."""
+        if report.when == "call" or report.outcome != "passed":
+            self.seen[report.outcome] += 1
 
 
 @click.command(
@@ -35,8 +57,9 @@ _EXIT_CODES: Final = {0: 0, 1: 1, 2: 2, 5: 3}  # pytest's 5: no test matched
     show_default=True,
     help="Servers as child processes, or in containers.",
 )
+@options.as_json
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def command(*, infra: str, arguments: tuple[str, ...]) -> None:
+def command(*, infra: str, as_json: bool, arguments: tuple[str, ...]) -> None:
     """Hand over to pytest and end as it does."""
     root = state.checkout()
     if not (root / "tests").is_dir() or importlib.util.find_spec("pytest") is None:
@@ -49,8 +72,13 @@ def command(*, infra: str, arguments: tuple[str, ...]) -> None:
     else:
         _need_docker()
     os.chdir(root)  # pytest finds its settings and the tests from here
-    code = importlib.import_module("pytest").main([f"--infra={infra}", *arguments])
-    raise SystemExit(_EXIT_CODES.get(int(code), 2))
+    counts = Counts()
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        code = importlib.import_module("pytest").main([f"--infra={infra}", *arguments], plugins=[counts])
+    exit_code = _EXIT_CODES.get(int(code), 2)
+    if as_json:
+        screen.json({"ok": exit_code == 0, "exit_code": exit_code} | counts.seen)
+    raise SystemExit(exit_code)
 
 
 def _need_docker() -> None:
