@@ -1,4 +1,4 @@
-"""The catalogue, orders, sagas with their history, the inbox and the outbox."""
+"""The catalogue, orders with their idempotency keys, sagas with their history, the inbox and the outbox."""
 
 from pathlib import Path
 
@@ -54,6 +54,20 @@ CREATE TABLE order_items (
     PRIMARY KEY (order_id, line),
     UNIQUE (order_id, product_id)
 );
+
+-- The first answer to a checkout, written with its order: whoever repeats the key gets it again, byte for byte.
+CREATE TABLE idempotency_keys (
+    client      text        NOT NULL,
+    key         text        NOT NULL CHECK (length(key) BETWEEN 1 AND 255),
+    fingerprint bytea       NOT NULL CHECK (octet_length(fingerprint) = 32),
+    order_id    bigint      NOT NULL REFERENCES orders (id),
+    status      smallint    NOT NULL,
+    location    text        NOT NULL,
+    body        bytea       NOT NULL,
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (client, key)
+);
+CREATE INDEX idempotency_keys_created ON idempotency_keys (created_at);
 """
 
 SAGAS = """

@@ -139,6 +139,7 @@ def make(folder: pathlib.Path, urls: Mapping[str, str], amqp_url: str, broker: s
             "SAGAPOST_AMQP_URL": amqp_url,
             "SAGAPOST_PROVIDER_URL": f"http://127.0.0.1:{provider}",
             "SAGAPOST_PROVIDER_TIMEOUT_S": "2",
+            "SAGAPOST_PROVIDER_ATTEMPTS": "2",
         },
         "email": {"SAGAPOST_AMQP_URL": amqp_url, "SAGAPOST_SMTP_HOST": "127.0.0.1", "SAGAPOST_SMTP_PORT": str(smtp)},
         "relay-order": {"SAGAPOST_DATABASE_URL": urls["order"], "SAGAPOST_AMQP_URL": amqp_url},

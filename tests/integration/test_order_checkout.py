@@ -1,16 +1,15 @@
 """Placing an order on a real PostgreSQL: one transaction writes everything or nothing, and the answer tells which."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncGenerator, Generator
 from decimal import Decimal
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import psycopg
 import pytest
+from integration import order_cutter
 from psycopg import rows
 
 from sagapost_chassis import crashpoints, db
@@ -165,59 +164,9 @@ async def test_exhausted_pool_is_unavailable(order_db: str) -> None:
             await place(small)
 
 
-class Cutter:
-    """A TCP relay in front of PostgreSQL that cuts the first connection on which a client commits, before or after passing it on."""
-
-    def __init__(self, dsn: str, *, deliver: bool) -> None:
-        self._target = urlsplit(dsn)
-        self._deliver = deliver
-        self._open: set[asyncio.Task[None]] = set()
-        self.cuts = 0
-        self.dsn = ""
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncGenerator["Cutter"]:
-        """Listen on a free port; at the end every connection is closed."""
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        self.dsn = self._target._replace(netloc=f"{self._target.netloc.rpartition(':')[0]}:{port}").geturl()
-        try:
-            yield self
-        finally:
-            server.close()
-            await asyncio.gather(*self._open, return_exceptions=True)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open.add(asyncio.create_task(self._relay(reader, writer)))
-
-    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream, downstream = await asyncio.open_connection(self._target.hostname, self._target.port)
-        answers = asyncio.create_task(self._copy(upstream, writer))
-        try:
-            while chunk := await reader.read(65536):
-                cut = b"COMMIT" in chunk and self.cuts == 0
-                if not cut or self._deliver:
-                    downstream.write(chunk)
-                    await downstream.drain()
-                if cut:
-                    self.cuts += 1
-                    break
-        finally:
-            answers.cancel()
-            writer.close()
-            downstream.close()
-            await asyncio.gather(answers, writer.wait_closed(), downstream.wait_closed(), return_exceptions=True)
-
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while chunk := await reader.read(65536):
-                writer.write(chunk)
-                await writer.drain()
-
-
 async def test_commit_without_an_answer_that_happened_is_answered(order_db: str, sql: psycopg.Connection[dict[str, Any]]) -> None:
     """The connection breaks after COMMIT was sent, and the order is there: the customer gets it."""
-    async with Cutter(order_db, deliver=True).running() as cutter, db.open_pool(cutter.dsn, "test") as pool:
+    async with order_cutter.Cutter(order_db, deliver=True).running() as cutter, db.open_pool(cutter.dsn, "test") as pool:
         order = await place(pool)
 
     assert cutter.cuts == 1
@@ -227,7 +176,7 @@ async def test_commit_without_an_answer_that_happened_is_answered(order_db: str,
 
 async def test_commit_that_never_arrived_is_unavailable(order_db: str, sql: psycopg.Connection[dict[str, Any]]) -> None:
     """The connection breaks before COMMIT arrives: the customer is told that there is no order, and there is none."""
-    async with Cutter(order_db, deliver=False).running() as cutter, db.open_pool(cutter.dsn, "test") as pool:
+    async with order_cutter.Cutter(order_db, deliver=False).running() as cutter, db.open_pool(cutter.dsn, "test") as pool:
         with pytest.raises(errors.NotStoredError):
             await place(pool)
 

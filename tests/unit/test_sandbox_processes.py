@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from sagapost_sandbox import processes
+from sagapost_sandbox.testing import polling
 
 ENV = {"PATH": os.environ["PATH"]}
 
@@ -49,8 +50,9 @@ def test_a_child_has_its_own_session_and_log(spawn: Callable[[str], processes.Pr
     process = spawn("pwd; exec sleep 60")
 
     assert os.getsid(process.pid) == process.pid != os.getsid(0)
+    written = polling.eventually((tmp_path / "log").read_text)
     process.stop(5)
-    assert (tmp_path / "log").read_text().strip() == str(tmp_path)
+    assert written.strip() == str(tmp_path)
 
 
 def test_stopping_ends_the_children_too(

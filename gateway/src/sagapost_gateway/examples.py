@@ -15,6 +15,10 @@ _TITLES: Final = {
         "Send one Idempotency-Key of 1 to 255 visible ASCII characters, bare or in double quotes, without commas.",
     ),
     "not-found": ("There is nothing here", "There is nothing with this identifier."),
+    "idempotency-in-progress": (
+        "The first request with this key is still running",
+        "Repeat the request in a moment: it will get the first one's answer.",
+    ),
     "request-timeout": ("The body took too long", "Send the whole body within 10 seconds."),
     "payload-too-large": ("The body is too large", "A body may have at most 65536 bytes."),
     "unsupported-media-type": (
@@ -23,6 +27,10 @@ _TITLES: Final = {
     ),
     "validation-failed": ("The request does not fit", "The request is not a checkout; `errors` points at what is wrong."),
     "price-changed": ("A price has changed", "The catalogue has another price: /items/0/price is now 1299.99."),
+    "idempotency-key-reused": (
+        "The idempotency key has been used for another request",
+        "Take a new key for a new cart; the same key repeats the same body.",
+    ),
     "unknown-product": ("There is no such product", "The cart holds a product that is not in the catalogue."),
     "order-service-unavailable": (
         "The order service is unavailable",

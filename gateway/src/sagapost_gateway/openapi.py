@@ -16,13 +16,15 @@ _TITLES: Final[dict[int, tuple[str, ...]]] = {
     400: ("malformed-request", "idempotency-key-invalid"),
     404: ("not-found",),
     408: ("request-timeout",),
+    409: ("idempotency-in-progress",),
     413: ("payload-too-large",),
     415: ("unsupported-media-type",),
-    422: ("validation-failed", "price-changed", "unknown-product"),
+    422: ("validation-failed", "price-changed", "unknown-product", "idempotency-key-reused"),
     503: ("order-service-unavailable",),
     504: ("upstream-timeout",),
 }
 _UPSTREAM: Final = (503, 504)
+_RETRIED: Final = (409, 503)
 _DESCRIPTIONS: Final = {
     200: "Found.",
     202: "Accepted: the order is stored and will be paid and confirmed by e-mail, or cancelled.",
@@ -74,23 +76,20 @@ _PRODUCT_ID: Final = Parameter(name="product_id", place="path", description="The
 _KEY: Final = Parameter(
     name="Idempotency-Key",
     place="header",
-    description="Names this attempt, bare or in double quotes. Send the same key when you repeat a request.",
+    description=(
+        "Names this attempt, bare or in double quotes. Repeated with the same body, it gets the first answer again, for 7 days, "
+        "and no second order; an answer that began no order is not kept."
+    ),
     schema={"type": "string", "pattern": '^"?[!#-+\\--\\[\\]-~]{1,255}"?$'},
     example="8e03978e-40d5-43e8-bc93-6894a57f9324",
 )
 _IF_NONE_MATCH: Final = Parameter(
     name="If-None-Match", place="header", description="An ETag seen before.", schema={"type": "string"}, example='"3"'
 )
-_PREFER: Final = Parameter(
-    name="Prefer",
-    place="header",
-    description="`wait=N`: answer as soon as the saga changes, after N ≤ 30 seconds at the latest.",
-    schema={"type": "string"},
-    example="wait=10",
-)
 _HEADERS: Final[dict[str, Json]] = {
     "Location": {"description": "The saga of the order.", "schema": {"type": "string"}},
     "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}},
+    "Idempotent-Replayed": {"description": "There, and true, when this is the first answer again.", "schema": {"const": "true"}},
     "ETag": {"description": "The saga's version.", "schema": {"type": "string"}},
 }
 
@@ -108,8 +107,8 @@ OPERATIONS: Final = (
         status=202,
         answer=schemas.Placed,
         example=examples.PLACED,
-        headers=("Location", "Retry-After"),
-        errors=(400, 408, 413, 415, 422, *_UPSTREAM),
+        headers=("Location", "Retry-After", "Idempotent-Replayed"),
+        errors=(400, 408, 409, 413, 415, 422, *_UPSTREAM),
         parameters=(_KEY,),
         body=schemas.CheckoutRequest,
         body_example=examples.CHECKOUT,
@@ -125,7 +124,7 @@ OPERATIONS: Final = (
         example=examples.SAGA,
         headers=("ETag",),
         errors=(404, *_UPSTREAM),
-        parameters=(_SAGA_ID, _IF_NONE_MATCH, _PREFER),
+        parameters=(_SAGA_ID, _IF_NONE_MATCH),
     ),
     Operation(
         method="get",
@@ -261,7 +260,7 @@ def _problem(status: int, path: str) -> Json:
     shown: dict[str, Json] = {slug: {"value": examples.problem(slug, status, path)} for slug in _TITLES[status]}
     content = {"schema": {"$ref": _REF.format(name="Problem")}, "examples": shown}
     answer: Json = {"description": ", ".join(_TITLES[status]), "content": {problems.MEDIA_TYPE: content}}
-    if status == 503:
+    if status in _RETRIED:
         answer["headers"] = {"Retry-After": _HEADERS["Retry-After"]}
     return answer
 

@@ -1,4 +1,4 @@
-"""The order service's composition root: settings, pool, broker, API and consumer in one TaskGroup."""
+"""The order service's composition root: settings, pool, broker, API, consumer and sweeper in one TaskGroup."""
 
 import asyncio
 import functools
@@ -6,7 +6,7 @@ import os
 
 from sagapost_chassis import amqp, consuming, db, health, lifecycle, settings, web
 from sagapost_contracts import topology
-from sagapost_order import api, consumer
+from sagapost_order import api, consumer, sweeper
 from sagapost_order.settings import Settings
 
 
@@ -28,6 +28,7 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(lifecycle.serve(app, config.host, config.port, stop))
             group.create_task(updates.run(stop))
+            group.create_task(sweeper.run(pool, stop))
 
 
 async def _reads(pool: db.Pool) -> bool:

@@ -13,6 +13,7 @@ from sagapost_order import domain, errors, handlers, resources
 _MEDIA_TYPE: Final = re.compile(r'\Aapplication/json[ \t]*(?:;[ \t]*charset[ \t]*=[ \t]*"?utf-8"?[ \t]*)?\Z', re.IGNORECASE)
 # visible ASCII, bare or quoted, without the comma that would join two headers into one
 _KEY: Final = re.compile(r'\A(?:"[!#-+\--~]{1,255}"|[!#-+\--~]{1,255})\Z')
+_CLIENT: Final = "demo"  # whose keys these are, until the gateway tells one client from another
 _ID: Final = re.compile(r"\A[1-9][0-9]{0,18}\Z")
 _UUID: Final = re.compile(r"\A[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
 
@@ -25,11 +26,15 @@ def routes(pool: db.Pool, pay_window_s: int) -> list[Any]:
         """Place an order; payment and receipt follow by themselves."""
         started_s = time.perf_counter()
         body = await request.body()
-        _check_headers(request, body)
+        key = _check_headers(request, body)
         parsed = domain.parse_checkout(body)
-        order = await handlers.checkout(pool, parsed, pay_window_s=pay_window_s, started_s=started_s)
-        headers = {"Location": resources.saga_path(order.saga_id), "Retry-After": "1"}
-        return web.json(resources.checkout(order), 202, headers)
+        if key is None:
+            order = await handlers.checkout(pool, parsed, pay_window_s=pay_window_s, started_s=started_s)
+            return _answered(resources.accepted(order))
+        once = domain.IdempotencyKey(client=_CLIENT, key=key, fingerprint=domain.fingerprint(parsed))
+        return _answered(
+            await handlers.checkout_once(pool, parsed, once, answer=resources.accepted, pay_window_s=pay_window_s, started_s=started_s)
+        )
 
     @litestar.get("/orders/{order_id:str}")
     async def order(order_id: str) -> litestar.Response[bytes]:
@@ -63,7 +68,15 @@ def routes(pool: db.Pool, pay_window_s: int) -> list[Any]:
     return [checkout, order, order_status, saga, products, product]
 
 
-def _check_headers(request: problems.Request, body: bytes) -> None:
+def _answered(answer: domain.Answer) -> litestar.Response[bytes]:
+    headers = {"Location": answer.location, "Retry-After": "1"}
+    if answer.replayed:
+        headers["Idempotent-Replayed"] = "true"
+    return litestar.Response(answer.body, status_code=answer.status, media_type="application/json", headers=headers)
+
+
+def _check_headers(request: problems.Request, body: bytes) -> str | None:
+    """Refuse what cannot be read, and give the idempotency key without its quotes."""
     if not body:  # nothing has no media type
         raise errors.MalformedRequestError("The body is empty.")
     if not _MEDIA_TYPE.match(request.headers.get("content-type", "")):
@@ -73,6 +86,7 @@ def _check_headers(request: problems.Request, body: bytes) -> None:
     keys = request.headers.getall("idempotency-key", [])
     if len(keys) > 1 or not all(_KEY.match(key) for key in keys):
         raise errors.IdempotencyKeyError("Send one key of at most 255 visible ASCII characters, without spaces and commas.")
+    return keys[0].strip('"') if keys else None
 
 
 def _id(text: str) -> int:

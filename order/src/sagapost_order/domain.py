@@ -1,8 +1,9 @@
 """Products, orders and the saga's row as Structs, and what makes a checkout acceptable; it must not know a database or HTTP."""
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Final
 from uuid import UUID
@@ -17,6 +18,7 @@ MAX_ID: Final = 2**63 - 1
 MAX_LINES: Final = 50
 MAX_QUANTITY: Final = 100
 DEFAULT_PAYMENT_METHOD: Final = "pm_card_ok"
+KEYS_KEPT: Final = timedelta(days=7)
 
 # RFC 5321, 4.5.3.1: an address has at most 254 octets, its local part 64; RFC 1035: a label has 63
 _MAX_EMAIL: Final = 254
@@ -49,6 +51,23 @@ class CheckoutRequest(msgspec.Struct, frozen=True, kw_only=True):
     user_email: str
     items: tuple[CheckoutItem, ...]
     payment_method: str
+
+
+class IdempotencyKey(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client calls one attempt, and the fingerprint of the body it sent."""
+
+    client: str
+    key: str
+    fingerprint: bytes
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What is answered to a checkout that began an order: kept with its key, and given again as it is."""
+
+    status: int
+    location: str
+    body: bytes
+    replayed: bool = False
 
 
 class Product(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,6 +184,14 @@ def parse_checkout(body: bytes) -> CheckoutRequest:
         ),
         payment_method=raw.payment_method,
     )
+
+
+def fingerprint(request: CheckoutRequest) -> bytes:
+    """Digest a request as it was understood: how numbers, fields and spaces were written makes no difference.
+
+    Keys outlive releases: a field that is added must stay out of the digest while it has its default.
+    """
+    return hashlib.sha256(msgspec.json.encode(request)).digest()
 
 
 def is_email(text: str) -> bool:

@@ -5,8 +5,10 @@ FailureError
 │   ├── MalformedRequestError        400 malformed-request
 │   ├── IdempotencyKeyError          400 idempotency-key-invalid
 │   ├── NotFoundError                404 not-found
+│   ├── KeyInProgressError           409 idempotency-in-progress
 │   ├── MediaTypeError               415 unsupported-media-type
 │   ├── RequestInvalidError          422 validation-failed
+│   ├── KeyReusedError               422 idempotency-key-reused
 │   ├── PriceChangedError            422 price-changed
 │   └── UnknownProductError          422 unknown-product
 ├── TransientError                   worth another try
@@ -37,6 +39,25 @@ class IdempotencyKeyError(errors.DomainError):
     slug: ClassVar[str] = "idempotency-key-invalid"
     title: ClassVar[str] = "The idempotency key is not valid"
     status: ClassVar[int] = 400
+
+
+class KeyInProgressError(errors.DomainError):
+    """The first request with this key has no answer yet."""
+
+    slug: ClassVar[str] = "idempotency-in-progress"
+    title: ClassVar[str] = "The first request with this key is still running"
+    status: ClassVar[int] = 409
+
+    def __init__(self) -> None:
+        super().__init__("Repeat the request in a moment: it will get the first one's answer.", headers={"Retry-After": "1"})
+
+
+class KeyReusedError(errors.DomainError):
+    """The key has been used for another body."""
+
+    slug: ClassVar[str] = "idempotency-key-reused"
+    title: ClassVar[str] = "The idempotency key has been used for another request"
+    status: ClassVar[int] = 422
 
 
 class NotFoundError(errors.DomainError):

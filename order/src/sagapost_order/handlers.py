@@ -2,8 +2,9 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Final
+from typing import Final, Generic, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -13,7 +14,10 @@ from sagapost_chassis import consuming, crashpoints, db, ids, inbox, outbox, tel
 from sagapost_contracts import events, money
 from sagapost_order import domain, errors, queries, saga, transitions
 
+T = TypeVar("T")
+
 SOURCE: Final = "sagapost-order"
+FORGET_BATCH: Final = 500
 _SETTLE_S: Final = 3
 _SETTLE_POLL_S: Final = 0.05
 
@@ -22,9 +26,11 @@ TRANSITIONS: Final = prometheus_client.Counter(
 )
 
 
-class _Placed(msgspec.Struct, frozen=True, kw_only=True):
-    order: domain.Order
-    xid: int
+class _Written(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """What a checkout's transaction came to; `xid` is None when it wrote nothing."""
+
+    outcome: T
+    xid: int | None
 
 
 async def checkout(pool: db.Pool, request: domain.CheckoutRequest, *, pay_window_s: int, started_s: float) -> domain.Order:
@@ -39,18 +45,57 @@ async def checkout(pool: db.Pool, request: domain.CheckoutRequest, *, pay_window
 
     """
     saga_id = ids.uuid7()
-    placed: _Placed | None = None
-    try:
-        async with db.transaction(pool) as conn:
-            placed = await _place(conn, request, saga_id, pay_window_s, started_s)
-            await crashpoints.crashpoint("order.before_commit")
-    except db.CommitUnknownError as exc:
-        if placed is None:
-            raise
-        await _settle(pool, saga_id, placed.xid, exc)
-    await crashpoints.crashpoint("order.after_commit")
-    TRANSITIONS.labels(transitions.NONE, transitions.ORDER_CREATED, transitions.CREATED, "applied").inc()
-    return placed.order
+
+    async def place(conn: db.Connection) -> _Written[domain.Order]:
+        return await _place(conn, request, saga_id, pay_window_s, started_s)
+
+    return await _store(pool, saga_id, place)
+
+
+async def checkout_once(
+    pool: db.Pool,
+    request: domain.CheckoutRequest,
+    key: domain.IdempotencyKey,
+    *,
+    answer: Callable[[domain.Order], domain.Answer],
+    pay_window_s: int,
+    started_s: float,
+) -> domain.Answer:
+    """Place an order and keep its answer under the key, in one transaction; give the kept answer to whoever repeats the key.
+
+    `answer` makes the answer from the order. The kept one is looked up before anything is judged, so that a price that
+    has changed since does not refuse a repetition.
+
+    Raises:
+        KeyInProgressError: the first request with this key has not ended; nobody waits for it, nothing was written.
+        KeyReusedError: the key belongs to another body; nothing was written.
+        UnknownProductError, PriceChangedError, RequestInvalidError: nothing was written, the key is free.
+        UnavailableError, NotStoredError: nothing was written, the key is free.
+
+    """
+    saga_id = ids.uuid7()
+
+    async def place_once(conn: db.Connection) -> _Written[domain.Answer]:
+        alone, kept = await queries.claim_key(conn, key)
+        if kept:
+            if kept.fingerprint != key.fingerprint:
+                raise errors.KeyReusedError("Take a new key for a new cart; the same key repeats the same body.")
+            return _Written(outcome=kept.answer, xid=None)
+        if not alone:
+            raise errors.KeyInProgressError
+        placed = await _place(conn, request, saga_id, pay_window_s, started_s)
+        first = answer(placed.outcome)
+        if not await queries.keep_answer(conn, key, first, placed.outcome.id):
+            raise errors.KeyInProgressError
+        return _Written(outcome=first, xid=placed.xid)
+
+    return await _store(pool, saga_id, place_once)
+
+
+async def forget_answers(pool: db.Pool) -> int:
+    """Delete at most FORGET_BATCH answers whose time is over, and give their number; several processes may do so at once."""
+    async with db.transaction(pool) as conn:
+        return await queries.forget_answers(conn, domain.KEYS_KEPT, FORGET_BATCH)
 
 
 async def on_event(pool: db.Pool, delivery: consuming.Delivery) -> None:
@@ -127,7 +172,27 @@ async def get_product(pool: db.Pool, product_id: int) -> domain.Product:
     return found
 
 
-async def _place(conn: db.Connection, request: domain.CheckoutRequest, saga_id: UUID, pay_window_s: int, started_s: float) -> _Placed:
+async def _store(pool: db.Pool, saga_id: UUID, write: Callable[[db.Connection], Awaitable[_Written[T]]]) -> T:
+    """Run a checkout's one transaction; a COMMIT that gets no answer is settled."""
+    written: _Written[T] | None = None
+    try:
+        async with db.transaction(pool) as conn:
+            written = await write(conn)
+            await crashpoints.crashpoint("order.before_commit")
+    except db.CommitUnknownError as exc:
+        if written is None:
+            raise
+        if written.xid is not None:
+            await _settle(pool, saga_id, written.xid, exc)
+    if written.xid is not None:
+        await crashpoints.crashpoint("order.after_commit")
+        TRANSITIONS.labels(transitions.NONE, transitions.ORDER_CREATED, transitions.CREATED, "applied").inc()
+    return written.outcome
+
+
+async def _place(
+    conn: db.Connection, request: domain.CheckoutRequest, saga_id: UUID, pay_window_s: int, started_s: float
+) -> _Written[domain.Order]:
     catalogue = {product.id: product for product in await queries.prices(conn, [item.product_id for item in request.items])}
     lines, total = domain.price_order(request.items, catalogue)
     at = next(iter(catalogue.values())).at
@@ -160,7 +225,7 @@ async def _place(conn: db.Connection, request: domain.CheckoutRequest, saga_id: 
         pay_before=at + timedelta(seconds=pay_window_s),
     )
     await outbox.add(conn, created, source=SOURCE, message_id=message_id)
-    return _Placed(order=msgspec.structs.replace(order, id=inserted.id), xid=inserted.xid)
+    return _Written(outcome=msgspec.structs.replace(order, id=inserted.id), xid=inserted.xid)
 
 
 async def _write(conn: db.Connection, step: saga.Step, message_id: UUID) -> None:

@@ -1,7 +1,7 @@
 """Every SQL statement of the order service; it must not know why a statement is run."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -45,6 +45,28 @@ SELECT placed.id, pg_current_xact_id()::text::bigint AS xid FROM placed
 _COMMIT_OUTCOME: Final = """
 SELECT EXISTS (SELECT FROM sagas WHERE id = %(saga_id)s) AS found,
        NOT pg_visible_in_snapshot(%(xid)s::text::xid8, pg_current_snapshot()) AS running
+"""
+
+# The lock ends with the transaction, after its row can be seen. A first request that ends between this statement's snapshot
+# and the lock leaves `alone` true and no row: _KEEP_ANSWER finds it out.
+_CLAIM_KEY: Final = """
+SELECT pg_try_advisory_xact_lock(hashtextextended(%(client)s::text || ' ' || %(key)s::text, 0)) AS alone,
+       kept.fingerprint, kept.status, kept.location, kept.body
+  FROM (VALUES (1)) AS one LEFT JOIN idempotency_keys kept ON kept.client = %(client)s AND kept.key = %(key)s
+"""
+_KEEP_ANSWER: Final = """
+INSERT INTO idempotency_keys (client, key, fingerprint, order_id, status, location, body)
+VALUES (%(client)s, %(key)s, %(fingerprint)s, %(order_id)s, %(status)s, %(location)s, %(body)s)
+ON CONFLICT (client, key) DO NOTHING
+"""
+# a CTE, because a subquery with LIMIT may run more than once inside a join
+_FORGET_ANSWERS: Final = """
+WITH expired AS (
+    SELECT client, key FROM idempotency_keys WHERE created_at < now() - %(kept)s ORDER BY created_at
+     LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+DELETE FROM idempotency_keys USING expired
+ WHERE idempotency_keys.client = expired.client AND idempotency_keys.key = expired.key
 """
 
 _SAGA: Final = """
@@ -113,6 +135,13 @@ class CommitOutcome(msgspec.Struct, frozen=True, kw_only=True):
     running: bool
 
 
+class KeptAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer and the fingerprint of the body that got it."""
+
+    fingerprint: bytes
+    answer: domain.Answer
+
+
 class LockedSaga(domain.Saga, frozen=True, kw_only=True):
     """The saga's row, locked until the transaction ends, and the database's time of the lock."""
 
@@ -178,6 +207,36 @@ async def commit_outcome(conn: db.Connection, saga_id: UUID, xid: int) -> Commit
     async with conn.cursor(row_factory=db.struct_row(CommitOutcome)) as cursor:
         await cursor.execute(_COMMIT_OUTCOME, {"saga_id": saga_id, "xid": xid})
         return await cursor.fetchone() or CommitOutcome(found=False, running=False)
+
+
+async def claim_key(conn: db.Connection, key: domain.IdempotencyKey) -> tuple[bool, KeptAnswer | None]:
+    """Claim a key until the transaction ends, without waiting; tell whether no other transaction has it, and give what is kept."""
+    cursor = await conn.execute(_CLAIM_KEY, {"client": key.client, "key": key.key})
+    alone, fingerprint, status, location, body = await cursor.fetchone() or (False, None, 0, "", b"")
+    if fingerprint is None:
+        return alone, None
+    return alone, KeptAnswer(fingerprint=fingerprint, answer=domain.Answer(status=status, location=location, body=body, replayed=True))
+
+
+async def keep_answer(conn: db.Connection, key: domain.IdempotencyKey, answer: domain.Answer, order_id: int) -> bool:
+    """Keep an answer under its key; False, and nothing written, if the key has one."""
+    values: dict[str, object] = {
+        "client": key.client,
+        "key": key.key,
+        "fingerprint": key.fingerprint,
+        "order_id": order_id,
+        "status": answer.status,
+        "location": answer.location,
+        "body": answer.body,
+    }
+    cursor = await conn.execute(_KEEP_ANSWER, values)
+    return cursor.rowcount == 1
+
+
+async def forget_answers(conn: db.Connection, kept: timedelta, limit: int) -> int:
+    """Delete the oldest answers that have been kept long enough, `limit` at most; give their number."""
+    cursor = await conn.execute(_FORGET_ANSWERS, {"kept": kept, "limit": limit})
+    return cursor.rowcount
 
 
 async def saga(conn: db.Connection, saga_id: UUID) -> domain.Saga | None:

@@ -109,6 +109,11 @@ def checkout(order: domain.Order) -> Checkout:
     return msgspec.convert(_order_fields(order), Checkout)
 
 
+def accepted(order: domain.Order) -> domain.Answer:
+    """Make the whole answer to a checkout, as it can be kept."""
+    return domain.Answer(status=202, location=saga_path(order.saga_id), body=msgspec.json.encode(checkout(order)))
+
+
 def order(order: domain.Order) -> Order:
     """Show an order."""
     return msgspec.convert({**_order_fields(order), "updated_at": instant(order.updated_at)}, Order)

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import pathlib
 import secrets
 import time
@@ -43,7 +44,8 @@ class _Server:
     @property
     def host(self) -> str:
         """Where the ports are."""
-        return self.container.get_container_host_ip()
+        # testcontainers asks the engine first and takes its bridge's address where a call on loopback would do
+        return os.environ.get("TESTCONTAINERS_HOST_OVERRIDE") or self.container.get_container_host_ip()
 
     def start(self) -> None:
         """Run it, or run it again, and wait until it answers."""
