@@ -15,7 +15,7 @@ import pytest
 from sagapost_chassis import topology
 from sagapost_ops import migrations
 from sagapost_sandbox import databases, errors, ports
-from sagapost_sandbox.testing import containers, polling, servers, services
+from sagapost_sandbox.testing import ahead, containers, polling, servers, services
 
 ROLES = {"order": ("order_user", "order_password"), "payment": ("payment_user", "payment_password")}
 
@@ -113,30 +113,49 @@ def templates(database_server: servers.Databases) -> Mapping[str, str]:
     return names
 
 
+@pytest.fixture(scope="session")
+def order_clones(database_server: servers.Databases, templates: Mapping[str, str]) -> Generator[ahead.Ahead[str]]:
+    """Clone order databases ahead of the tests."""
+    with ahead.Ahead(lambda: _clone(database_server, templates["order"], "order")) as clones:
+        yield clones
+
+
+@pytest.fixture(scope="session")
+def payment_clones(database_server: servers.Databases, templates: Mapping[str, str]) -> Generator[ahead.Ahead[str]]:
+    """Clone payment databases ahead of the tests."""
+    with ahead.Ahead(lambda: _clone(database_server, templates["payment"], "payment")) as clones:
+        yield clones
+
+
+@pytest.fixture(scope="session")
+def vhosts(broker: servers.Broker) -> Generator[ahead.Ahead[str]]:
+    """Make virtual hosts, with the topology declared, ahead of the tests."""
+    with ahead.Ahead(lambda: _vhost(broker)) as made:
+        yield made
+
+
 @pytest.fixture
-def order_db(database_server: servers.Databases, templates: Mapping[str, str]) -> Generator[str]:
+def order_db(database_server: servers.Databases, order_clones: ahead.Ahead[str]) -> Generator[str]:
     """Give the connection string of a fresh, migrated order database."""
-    with _clone(database_server, templates["order"], "order") as dsn:
-        yield dsn
+    dsn = order_clones.take()
+    yield dsn
+    order_clones.clean(lambda: databases.drop(database_server.admin_dsn, dsn.rpartition("/")[2]))
 
 
 @pytest.fixture
-def payment_db(database_server: servers.Databases, templates: Mapping[str, str]) -> Generator[str]:
+def payment_db(database_server: servers.Databases, payment_clones: ahead.Ahead[str]) -> Generator[str]:
     """Give the connection string of a fresh, migrated payment database."""
-    with _clone(database_server, templates["payment"], "payment") as dsn:
-        yield dsn
+    dsn = payment_clones.take()
+    yield dsn
+    payment_clones.clean(lambda: databases.drop(database_server.admin_dsn, dsn.rpartition("/")[2]))
 
 
 @pytest.fixture
-def vhost(broker: servers.Broker) -> Generator[str]:
+def vhost(broker: servers.Broker, vhosts: ahead.Ahead[str]) -> Generator[str]:
     """Give the AMQP URL of a fresh virtual host with the topology declared."""
-    name = f"test-{uuid.uuid4().hex}"
-    url = broker.create_vhost(name)
-    try:
-        declare_topology(url)
-        yield url
-    finally:
-        broker.delete_vhost(name)
+    url = vhosts.take()
+    yield url
+    vhosts.clean(lambda: broker.delete_vhost(url.rpartition("/")[2]))
 
 
 @pytest.fixture
@@ -178,15 +197,17 @@ def declare_topology(amqp_url: str) -> None:
         thread.submit(lambda: asyncio.run(topology.declare(amqp_url))).result()
 
 
-@contextlib.contextmanager
-def _clone(server: servers.Databases, template: str, service: str) -> Generator[str]:
+def _clone(server: servers.Databases, template: str, service: str) -> str:
     name = f"{service}_{uuid.uuid4().hex}"
     user, password = ROLES[service]
     databases.clone(server.admin_dsn, template, name, user)
-    try:
-        yield server.dsn(user, password, name)
-    finally:
-        databases.drop(server.admin_dsn, name)
+    return server.dsn(user, password, name)
+
+
+def _vhost(broker: servers.Broker) -> str:
+    url = broker.create_vhost(f"test-{uuid.uuid4().hex}")
+    asyncio.run(topology.declare(url))
+    return url
 
 
 @contextlib.contextmanager
