@@ -20,6 +20,7 @@ PUBLISH_TIMEOUT_S: Final = 10
 BROKEN: Final = (exceptions.AMQPError, pamqp.exceptions.PAMQPException, OSError, RuntimeError, TimeoutError)
 
 HeaderValue = str | int
+_DICE: Final = random.SystemRandom()
 
 
 class BrokerUnavailableError(errors.TransientError):
@@ -32,7 +33,7 @@ class UnroutableError(errors.TransientError):
 
 def backoff_s(failures: int) -> float:
     """Full jitter: a random wait up to 0.2 s doubled per failure, at most 5 s."""
-    return random.uniform(0.05, min(5.0, 0.2 * 2 ** min(failures, 6)))  # noqa: S311
+    return _DICE.uniform(0.05, min(5.0, 0.2 * 2 ** min(failures, 6)))
 
 
 def _with_heartbeat(url: str) -> str:

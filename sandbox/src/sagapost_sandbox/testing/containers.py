@@ -1,5 +1,6 @@
 """PostgreSQL and RabbitMQ in containers, with the interface of the native ones; knows no schema."""
 
+import abc
 import contextlib
 import importlib
 import os
@@ -24,7 +25,7 @@ _ENGINE_ERROR: Final[type[Exception]] = importlib.import_module("docker.errors")
 _POLL_S: Final = 0.1
 
 
-class _Server:
+class _Server(abc.ABC):
     """A container whose ports on this machine stay the same when it is started again."""
 
     def __init__(self, image: str, inner_ports: tuple[int, ...], environment: dict[str, str], arguments: list[str]) -> None:
@@ -69,9 +70,9 @@ class _Server:
         self.container.stop()
         self.container.get_docker_client().client.close()
 
+    @abc.abstractmethod
     def answers(self) -> bool:
         """Whether it does its work."""
-        raise NotImplementedError
 
     def _wait(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
