@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Final, Self
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -17,7 +18,8 @@ from sagapost_contracts import envelope
 
 CONNECT_TIMEOUT_S: Final = 5
 PUBLISH_TIMEOUT_S: Final = 10
-BROKEN: Final = (exceptions.AMQPError, pamqp.exceptions.PAMQPException, OSError, RuntimeError, TimeoutError)
+# StopAsyncIteration: what aiormq 7.2 raises when the broker hangs up during the handshake
+BROKEN: Final = (exceptions.AMQPError, pamqp.exceptions.PAMQPException, OSError, RuntimeError, TimeoutError, StopAsyncIteration)
 
 HeaderValue = str | int
 _DICE: Final = random.SystemRandom()
@@ -43,6 +45,24 @@ def _with_heartbeat(url: str) -> str:
     return urlunsplit(parts._replace(query=urlencode(query)))
 
 
+@contextmanager
+def failures(sentence: str) -> Generator[None]:
+    """Turn whatever the client raises in the block into BrokerUnavailableError.
+
+    A dying connection makes the client cancel futures that we await. That is no cancellation of ours, and taking it for
+    one would end a supervisor in silence: Task.cancelling() tells the two apart.
+    """
+    try:
+        yield
+    except asyncio.CancelledError as exc:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise BrokerUnavailableError(f"{sentence}: the client gave up") from exc
+    except BROKEN as exc:
+        raise BrokerUnavailableError(f"{sentence}: {type(exc).__name__}: {exc}") from exc
+
+
 async def connect(url: str, name: str) -> abc.AbstractConnection:
     """Open a plain connection; `name` shows in the broker's management page.
 
@@ -50,20 +70,16 @@ async def connect(url: str, name: str) -> abc.AbstractConnection:
         BrokerUnavailableError: no connection within `CONNECT_TIMEOUT_S` seconds.
 
     """
-    try:
+    with failures("no connection to the broker"):
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             return await aio_pika.connect(_with_heartbeat(url), client_properties={"connection_name": name})
-    except BROKEN as exc:
-        raise BrokerUnavailableError(f"no connection to the broker: {type(exc).__name__}: {exc}") from exc
 
 
 async def close(connection: abc.AbstractConnection) -> None:
     """Close a connection, broken or not, within two seconds."""
-    try:
+    with suppress(BrokerUnavailableError), failures("not closed"):
         async with asyncio.timeout(2):
             await connection.close()
-    except BROKEN:
-        return
 
 
 class Publisher:
@@ -113,15 +129,16 @@ class Publisher:
         """
         channel: abc.AbstractChannel | None = None
         try:
-            async with asyncio.timeout(PUBLISH_TIMEOUT_S):
-                channel = await self._open()
-                target = channel.default_exchange if exchange == "" else await channel.get_exchange(exchange, ensure=False)
-                result = await target.publish(message, routing_key, mandatory=True)
-        except exceptions.PublishError as exc:
-            raise UnroutableError(f"no queue takes {routing_key!r} from exchange {exchange!r}") from exc
-        except BROKEN as exc:
+            with failures("not confirmed"):
+                async with asyncio.timeout(PUBLISH_TIMEOUT_S):
+                    channel = await self._open()
+                    target = channel.default_exchange if exchange == "" else await channel.get_exchange(exchange, ensure=False)
+                    result = await target.publish(message, routing_key, mandatory=True)
+        except BrokerUnavailableError as exc:
+            if isinstance(exc.__cause__, exceptions.PublishError):
+                raise UnroutableError(f"no queue takes {routing_key!r} from exchange {exchange!r}") from exc
             await self._drop(channel)  # a late confirm must not be taken for another message's
-            raise BrokerUnavailableError(f"not confirmed: {type(exc).__name__}: {exc}") from exc
+            raise
         if not isinstance(result, pamqp.commands.Basic.Ack):
             raise BrokerUnavailableError(f"the broker answered {type(result).__name__} instead of a confirm")
 

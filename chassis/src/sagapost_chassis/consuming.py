@@ -81,9 +81,10 @@ class Consumer:
         failures = 0
         while not stop.is_set():
             try:
-                await self._session(stop)
+                with amqp.failures("the session broke"):
+                    await self._session(stop)
                 failures = 0
-            except (errors.TransientError, *amqp.BROKEN) as exc:
+            except errors.TransientError as exc:
                 failures += 1
                 telemetry.log.warning("broker.lost", queue=self._queue, reason=f"{type(exc).__name__}: {exc}"[:300])
             with suppress(TimeoutError):
@@ -134,7 +135,10 @@ class Consumer:
                 telemetry.log.warning("message.left", queue=self._queue, reason=f"{type(exc).__name__}: {exc}"[:300])
                 self._broken.set()
                 return
-            with suppress(*amqp.BROKEN):  # the channel is gone: the redelivery is recognised by its id
+            with (
+                suppress(errors.TransientError),
+                amqp.failures("not acknowledged"),
+            ):
                 await incoming.ack()
 
     async def _handle(self, incoming: abc.AbstractIncomingMessage, kind: str) -> None:
