@@ -39,9 +39,9 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session")
-def anyio_backend() -> str:
-    """Run async tests on asyncio."""
-    return "asyncio"
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """Run async tests on uvloop, as the services run."""
+    return "asyncio", {"use_uvloop": True}
 
 
 @pytest.fixture(scope="session")

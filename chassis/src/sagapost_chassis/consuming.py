@@ -135,11 +135,8 @@ class Consumer:
                 telemetry.log.warning("message.left", queue=self._queue, reason=f"{type(exc).__name__}: {exc}"[:300])
                 self._broken.set()
                 return
-            with (
-                suppress(errors.TransientError),
-                amqp.failures("not acknowledged"),
-            ):
-                await incoming.ack()
+            with suppress(errors.TransientError), amqp.failures("not acknowledged"):
+                await incoming.ack()  # on a channel that is gone it raises; the redelivery is recognised by its id
 
     async def _handle(self, incoming: abc.AbstractIncomingMessage, kind: str) -> None:
         attempt = _attempt(incoming)
