@@ -130,7 +130,7 @@ class Consumer:
         ):
             try:
                 await self._handle(incoming, kind)
-            except (errors.TransientError, *amqp.BROKEN) as exc:
+            except errors.TransientError as exc:
                 # neither handled nor set aside: a new session makes the broker deliver it again
                 telemetry.log.warning("message.left", queue=self._queue, reason=f"{type(exc).__name__}: {exc}"[:300])
                 self._broken.set()
