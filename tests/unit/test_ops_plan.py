@@ -42,7 +42,7 @@ def test_databases_broker_and_mail_move_to_the_next_free_port() -> None:
     assert all(variables[name]["SAGAPOST_AMQP_URL"].endswith("@127.0.0.1:5673/") for name in ("order", "payment", "email", "relay-order"))
 
 
-def test_more_workers_are_more_processes_of_payment_and_email() -> None:
+def test_more_workers_are_more_processes_of_payment_email_and_relays() -> None:
     """Each further worker has the variables of the first, and ports of its own."""
     options = plan.Options(workers=3)
 
@@ -50,7 +50,8 @@ def test_more_workers_are_more_processes_of_payment_and_email() -> None:
 
     units = {unit.name: unit for unit in made.units}
     own = {"SAGAPOST_PORT", "SAGAPOST_METRICS_PORT"}
-    assert {"payment", "payment-2", "payment-3", "email", "email-2", "email-3"} <= set(units)
+    assert {f"{name}{suffix}" for name in plan.SCALED for suffix in ("", "-2", "-3")} <= set(units)
+    assert units["relay-payment-3"].environ["SAGAPOST_DATABASE_URL"] == units["payment"].environ["SAGAPOST_DATABASE_URL"]
     assert units["payment-3"].arguments == units["payment"].arguments
     shared = {name: value for name, value in units["payment-3"].environ.items() if name not in own}
     assert shared == {name: value for name, value in units["payment"].environ.items() if name not in own}

@@ -38,8 +38,8 @@ def backoff_s(failures: int) -> float:
     return _DICE.uniform(0.05, min(5.0, 0.2 * 2 ** min(failures, 6)))
 
 
-def _with_heartbeat(url: str) -> str:
-    # the client's default of 60 s notices a half-open connection only after minutes
+def with_heartbeat(url: str) -> str:
+    """Ask for a heartbeat every 5 s unless the URL names one; the client's 60 s notice a half-open connection only after minutes."""
     parts = urlsplit(url)
     query = {"heartbeat": "5"} | dict(parse_qsl(parts.query))
     return urlunsplit(parts._replace(query=urlencode(query)))
@@ -72,7 +72,7 @@ async def connect(url: str, name: str) -> abc.AbstractConnection:
     """
     with failures("no connection to the broker"):
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            return await aio_pika.connect(_with_heartbeat(url), client_properties={"connection_name": name})
+            return await aio_pika.connect(with_heartbeat(url), client_properties={"connection_name": name})
 
 
 async def close(connection: abc.AbstractConnection) -> None:

@@ -13,11 +13,16 @@ from sagapost_chassis import errors, settings
 
 S = TypeVar("S", bound=msgspec.Struct)
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
-Pool = psycopg_pool.AsyncConnectionPool[Connection]
 
 # serialization failure, deadlock, lock not available, cancelled or shut down, connection lost
 _RETRYABLE: Final = ("40001", "40P01", "55P03", "57P0", "57014", "08", "53300")
 _TIMEOUTS: Final = "-c statement_timeout=10000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=30000"
+
+
+class Pool(psycopg_pool.AsyncConnectionPool[Connection]):
+    """A pool that tells when a transaction on it has committed."""
+
+    on_commit: Callable[[], None] | None = None
 
 
 class UnavailableError(errors.TransientError):
@@ -45,8 +50,11 @@ def dsn_of(url: str, name: str) -> str:
 
 
 @asynccontextmanager
-async def open_pool(url: str, name: str, *, max_size: int = 10) -> AsyncGenerator[Pool]:
-    """Open a pool of autocommit connections; it starts without the database and reconnects within seconds."""
+async def open_pool(url: str, name: str, *, max_size: int = 10, on_commit: Callable[[], None] | None = None) -> AsyncGenerator[Pool]:
+    """Open a pool of autocommit connections; it starts without the database and reconnects within seconds.
+
+    `on_commit` is called after each transaction that has committed; it must neither wait nor raise.
+    """
     pool = Pool(
         dsn_of(url, name),
         connection_class=Connection,
@@ -60,6 +68,7 @@ async def open_pool(url: str, name: str, *, max_size: int = 10) -> AsyncGenerato
         open=False,
         name=name,
     )
+    pool.on_commit = on_commit
     await pool.open(wait=False)
     try:
         yield pool
@@ -118,6 +127,8 @@ async def transaction(pool: Pool) -> AsyncGenerator[Connection]:
         async with connection(pool) as conn, conn.transaction():
             yield conn
             committing = True
+        if pool.on_commit is not None:
+            pool.on_commit()
     except UnavailableError as exc:
         # a shutdown can also be told after the local commit, while a synchronous standby is waited for
         state = exc.__cause__.sqlstate if isinstance(exc.__cause__, psycopg.Error) else ""

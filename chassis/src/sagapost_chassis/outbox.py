@@ -1,23 +1,34 @@
 """The transactional outbox: a message is a row of the same transaction as the change it tells of."""
 
+import asyncio
 import zlib
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
 import msgspec
+import psycopg
 from psycopg.types import json
 
-from sagapost_chassis import db, ids, telemetry
+from sagapost_chassis import db, errors, ids, telemetry
 from sagapost_contracts import envelope, events
 
 SHARDS: Final = 4  # fixed per database: a shard never moves between cursors
+MAX_PAYLOAD_BYTES: Final = 1 << 20  # the table's CHECK says the same
+CHANNEL: Final = "sagapost_outbox"
+HINT_GAP_S: Final = 0.004
+_HINT: Final = "SELECT pg_notify(%(channel)s, 'rows')"
 
 # the id is drawn here, in the INSERT, after the caller has locked the aggregate: an id drawn earlier inverts order
 _INSERT: Final = """
 INSERT INTO outbox (shard, event_id, aggregate, type, routing_key, correlation_id, headers, payload, created_at)
 VALUES (%(shard)s, %(event_id)s, %(aggregate)s, %(type)s, %(routing_key)s, %(correlation_id)s, %(headers)s, %(payload)s, %(created_at)s)
 """
+
+
+class PayloadTooLargeError(errors.PermanentError):
+    """A message is larger than the relay would publish."""
 
 
 def shard_of(aggregate: str) -> int:
@@ -32,6 +43,10 @@ async def add(
 
     The caller holds the row lock of the aggregate (the order), or has inserted it in this transaction: that, and the
     sequence's CACHE 1, is what keeps one aggregate's messages in commit order.
+
+    Raises:
+        PayloadTooLargeError: its body has more than `MAX_PAYLOAD_BYTES`; nothing was written.
+
     """
     sealed = envelope.seal(
         message,
@@ -41,6 +56,8 @@ async def add(
         causation_id=causation_id,
         traceparent=telemetry.current_traceparent(),
     )
+    if len(sealed.body) > MAX_PAYLOAD_BYTES:
+        raise PayloadTooLargeError(f"{sealed.type} of order {message.order_id} has {len(sealed.body)} bytes, {MAX_PAYLOAD_BYTES} at most")
     aggregate = f"order-{message.order_id}"
     await conn.execute(
         _INSERT,
@@ -57,3 +74,40 @@ async def add(
         },
     )
     return sealed.message_id
+
+
+class Hints:
+    """Wakes the relays after a commit, from a connection of its own; a hint that is lost costs a poll's pause, nothing else.
+
+    Never NOTIFY in the transaction that adds the message: its commit would hold a lock that the whole cluster shares
+    (PreCommit_Notify in PostgreSQL's async.c).
+    """
+
+    def __init__(self, url: str, name: str) -> None:
+        self._url = url
+        self._name = name
+        self._committed = asyncio.Event()
+
+    def soon(self) -> None:
+        """Say that something was committed."""
+        self._committed.set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Pass hints on until `stop` is set, one per `HINT_GAP_S` at most."""
+        passing = asyncio.ensure_future(self._pass_on())
+        try:
+            await stop.wait()
+        finally:
+            passing.cancel()
+
+    async def _pass_on(self) -> None:
+        while True:
+            with suppress(psycopg.Error, OSError):
+                async with await db.Connection.connect(db.dsn_of(self._url, self._name), autocommit=True, prepare_threshold=0) as conn:
+                    await conn.execute("SET synchronous_commit = off", prepare=False)
+                    while True:
+                        await self._committed.wait()
+                        self._committed.clear()
+                        await conn.execute(_HINT, {"channel": CHANNEL})
+                        await asyncio.sleep(HINT_GAP_S)
+            await asyncio.sleep(1)

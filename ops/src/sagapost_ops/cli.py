@@ -16,7 +16,9 @@ _COMMANDS: Final = {
     "demo": ("demo", "Watch one checkout from the call to the mail."),
     "migrate": ("migrate", "Bring the databases to their newest revision."),
     "topology": ("topology", "Declare or check the broker's exchanges and queues."),
+    "outbox": ("outbox", "Show, retry or replay what the databases have to publish."),
     "verify": ("verify", "Prove that no order was lost, doubled or forgotten."),
+    "bench": ("bench", "Measure the relay beside what others do."),
 }
 _INTERRUPTED: Final = 130  # as shells have it: 128 + SIGINT
 _HELP: Final = """

@@ -6,21 +6,20 @@ import contextlib
 from collections.abc import Generator
 from decimal import Decimal
 from functools import cached_property
-from typing import Any, Final, LiteralString, TypeVar
+from typing import Final, LiteralString
 from urllib.parse import quote, unquote, urlsplit
 from uuid import UUID
 
 import msgspec
-import psycopg
 from aio_pika import exceptions
+from psycopg import sql
 
 from sagapost_chassis import amqp, settings
 from sagapost_contracts import topology
-from sagapost_ops import client, errors, targets
+from sagapost_ops import client, database, errors, targets
 from sagapost_sandbox import errors as sandbox_errors
 from sagapost_sandbox import management
 
-_TIMEOUTS: Final = "-c statement_timeout=60000 -c lock_timeout=5000 -c default_transaction_read_only=on"
 _PAGE: Final = 1000
 _SAGAS: Final = """
 SELECT s.id, s.order_id, s.state, s.captured, s.refunded, o.total_amount AS total, o.currency, o.user_email, o.status
@@ -30,9 +29,6 @@ _PAYMENTS: Final = "SELECT order_id, saga_id, status, amount, currency, transact
 _LEDGER: Final = """
 SELECT l.order_id, p.saga_id, l.kind, l.amount, l.currency, l.transaction_id FROM ledger AS l JOIN payments AS p ON p.order_id = l.order_id
 """
-
-Connection = psycopg.Connection[tuple[Any, ...]]
-T = TypeVar("T")
 
 
 class Saga(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,7 +125,7 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
 class Evidence:
     """Everything one evaluation looks at; each source is read once, when it is first asked for."""
 
-    def __init__(self, order: Connection, payment: Connection, where: targets.Targets) -> None:
+    def __init__(self, order: database.Connection, payment: database.Connection, where: targets.Targets) -> None:
         self.order = order
         self.payment = payment
         self._where = where
@@ -137,17 +133,17 @@ class Evidence:
     @cached_property
     def sagas(self) -> dict[UUID, Saga]:
         """All sagas by id."""
-        return {row.id: row for row in rows(self.order, _SAGAS, Saga)}
+        return {row.id: row for row in database.rows(self.order, _SAGAS, Saga)}
 
     @cached_property
     def payments(self) -> list[Payment]:
         """All payments."""
-        return rows(self.payment, _PAYMENTS, Payment)
+        return database.rows(self.payment, _PAYMENTS, Payment)
 
     @cached_property
     def ledger(self) -> list[Entry]:
         """Our own ledger."""
-        return rows(self.payment, _LEDGER, Entry)
+        return database.rows(self.payment, _LEDGER, Entry)
 
     @cached_property
     def movements(self) -> list[Movement] | None:
@@ -227,19 +223,12 @@ async def _queues(url: str) -> dict[str, Queue]:
     return found
 
 
-def rows(conn: Connection, query: LiteralString, kind: type[T]) -> list[T]:
-    """Run a query and convert each row to `kind` by column name."""
-    cursor = conn.execute(query)
-    names = [column.name for column in cursor.description or ()]
-    return [msgspec.convert(dict(zip(names, values, strict=True)), kind) for values in cursor]
-
-
-def sentences(conn: Connection, query: LiteralString) -> list[str]:
+def sentences(conn: database.Connection, query: LiteralString | sql.Composed) -> list[str]:
     """Run a query whose rows are one sentence each."""
     return [str(row[0]) for row in conn.execute(query)]
 
 
-def count(conn: Connection, query: LiteralString) -> int:
+def count(conn: database.Connection, query: LiteralString | sql.Composed) -> int:
     """Run a query that counts."""
     row = conn.execute(query).fetchone()
     return int(row[0]) if row else 0
@@ -255,17 +244,7 @@ def gathered(where: targets.Targets) -> Generator[Evidence]:
     """
     with contextlib.ExitStack() as stack:
         order, payment = (
-            stack.enter_context(contextlib.closing(_connect(targets.need(where, field))))
+            stack.enter_context(contextlib.closing(database.connect(targets.need(where, field), "sagapost-verify")))
             for field in ("order_database_url", "payment_database_url")
         )
         yield Evidence(order, payment, where)
-
-
-def _connect(url: str) -> Connection:
-    try:
-        return psycopg.connect(url, autocommit=True, connect_timeout=5, options=_TIMEOUTS, application_name="sagapost-verify")
-    except psycopg.OperationalError as exc:
-        reason = str(exc).strip().splitlines()[-1]
-        raise errors.UnfitError(
-            f"the database at {settings.without_password(url)} cannot be used: {reason}; see ./sagapost status"
-        ) from exc

@@ -22,7 +22,7 @@ MOVABLE: Final = {
 }
 METRICS_PORT: Final = 9464
 MEASURED: Final = ("gateway", "order", "payment", "email", "relay-order", "relay-payment")
-SCALED: Final = ("payment", "email")
+SCALED: Final = ("payment", "email", "relay-order", "relay-payment")
 DATABASES: Final = {
     "order-db": ("order_user", "order_password", "order_db"),
     "payment-db": ("payment_user", "payment_password", "payment_db"),
@@ -162,17 +162,23 @@ def _services(options: Options, ports: dict[str, int], where: state.Addresses) -
     scaled = {
         "payment": payment_db | {"SAGAPOST_PROVIDER_URL": where.provider_url},
         "email": broker | {"SAGAPOST_SMTP_HOST": "127.0.0.1", "SAGAPOST_SMTP_PORT": str(ports["smtp"])},
+        "relay-order": order_db,
+        "relay-payment": payment_db,
     }
-    ready = {"order": ("migrate",), "payment": ("migrate", "topology"), "email": ("topology",)}
+    both = ("migrate", "topology")
     return (
-        _program("order", ports, order_db, requires=ready["order"]),
+        _program("order", ports, order_db, requires=("migrate",)),
         *(
-            _program(name if number == 1 else f"{name}-{number}", ports, scaled[name], requires=ready[name], module=f"sagapost_{name}")
+            _program(
+                name if number == 1 else f"{name}-{number}",
+                ports,
+                scaled[name],
+                requires=("topology",) if name == "email" else both,
+                module=f"sagapost_{name.partition('-')[0]}",
+            )
             for number in range(1, options.workers + 1)
             for name in SCALED
         ),
-        _program("relay-order", ports, order_db, requires=ready["payment"], module="sagapost_relay"),
-        _program("relay-payment", ports, payment_db, requires=ready["payment"], module="sagapost_relay"),
         _program("gateway", ports, edge, stage=4),
     )
 

@@ -1,11 +1,13 @@
 """Where the commands find databases and broker: flags, then the environment, then the running stack; it must not connect."""
 
 import os
+from typing import Final
 
 import msgspec
 
 from sagapost_ops import errors, state
 
+DATABASES: Final = ("order", "payment")
 _VARIABLES = {
     "order_database_url": "SAGAPOST_ORDER_DATABASE_URL",
     "payment_database_url": "SAGAPOST_PAYMENT_DATABASE_URL",
@@ -45,6 +47,18 @@ def find(port_offset: int) -> Targets:
 def of_stack(found: state.State) -> Targets:
     """Take everything from a running stack."""
     return msgspec.convert(msgspec.to_builtins(found.addresses), Targets)
+
+
+def databases(port_offset: int, only: str | None) -> list[tuple[str, str]]:
+    """Give name and URL of both databases, or of `only` one.
+
+    Raises:
+        NothingMatchedError: nothing is known.
+        UnfitError: one of them is not.
+
+    """
+    found = find(port_offset)
+    return [(name, need(found, f"{name}_database_url")) for name in (DATABASES if only is None else (only,))]
 
 
 def need(found: Targets, field: str) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import functools
 import os
 
-from sagapost_chassis import amqp, consuming, db, health, lifecycle, settings, web
+from sagapost_chassis import amqp, consuming, db, health, lifecycle, outbox, settings, web
 from sagapost_contracts import topology
 from sagapost_order import api, consumer, sweeper
 from sagapost_order.settings import Settings
@@ -18,8 +18,9 @@ def main() -> None:
 
 async def _main(config: Settings, stop: asyncio.Event) -> None:
     await db.require(config.database_url, "sagapost-order")
+    hints = outbox.Hints(config.database_url, "sagapost-order-hints")
     async with (
-        db.open_pool(config.database_url, "sagapost-order") as pool,
+        db.open_pool(config.database_url, "sagapost-order", on_commit=hints.soon) as pool,
         amqp.Publisher(config.amqp_url, "sagapost-order") as publisher,
     ):
         updates = consuming.Consumer(config.amqp_url, topology.ORDER_QUEUE, consumer.routes(pool), publisher)
@@ -28,6 +29,7 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(lifecycle.serve(app, config.host, config.port, stop))
             group.create_task(updates.run(stop))
+            group.create_task(hints.run(stop))
             group.create_task(sweeper.run(pool, stop))
 
 

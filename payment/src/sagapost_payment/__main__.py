@@ -4,7 +4,7 @@ import asyncio
 import os
 from functools import partial
 
-from sagapost_chassis import amqp, consuming, db, lifecycle, settings
+from sagapost_chassis import amqp, consuming, db, lifecycle, outbox, settings
 from sagapost_contracts import topology
 from sagapost_payment import api, consumer, provider
 from sagapost_payment.settings import Settings
@@ -12,8 +12,9 @@ from sagapost_payment.settings import Settings
 
 async def _main(config: Settings, stop: asyncio.Event) -> None:
     await db.require(config.database_url, "sagapost-payment")
+    hints = outbox.Hints(config.database_url, "sagapost-payment-hints")
     async with (
-        db.open_pool(config.database_url, "sagapost-payment") as pool,
+        db.open_pool(config.database_url, "sagapost-payment", on_commit=hints.soon) as pool,
         provider.open_provider(config.provider_url, config.provider_timeout_s) as psp,
         amqp.Publisher(config.amqp_url, "sagapost-payment-publisher") as publisher,
     ):
@@ -29,6 +30,7 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(lifecycle.serve(api.app(pool, worker), config.host, config.port, stop))
             group.create_task(worker.run(stop))
+            group.create_task(hints.run(stop))
 
 
 def main() -> None:

@@ -28,7 +28,12 @@ def parse(text: str) -> Snapshot:
 
     """
     xmin, xmax, running = text.split(":")
-    return Snapshot(xmin=int(xmin), xmax=int(xmax), running=frozenset(int(xid) for xid in running.split(",") if xid))
+    return Snapshot(xmin=int(xmin), xmax=int(xmax), running=frozenset(map(int, running.split(","))) if running else frozenset())
+
+
+def text_of(snapshot: Snapshot) -> str:
+    """Write a snapshot as pg_snapshot reads it."""
+    return f"{snapshot.xmin}:{snapshot.xmax}:{','.join(map(str, sorted(snapshot.running)))}"
 
 
 def ended_between(lo: Snapshot, hi: Snapshot) -> list[tuple[int, int]]:

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import rich_click as click
 
-from sagapost_ops import plan
+from sagapost_ops import plan, targets
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,3 +24,8 @@ def port_offset(function: F) -> F:
         metavar="N",
         help="The stack whose ports are all N higher; its data lie in .sagapost-N.",
     )(function)
+
+
+def database(function: F) -> F:
+    """Add --database, as `only`."""
+    return click.option("--database", "only", type=click.Choice(targets.DATABASES), help="One database instead of both.")(function)

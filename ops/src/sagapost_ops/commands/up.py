@@ -35,7 +35,9 @@ _POLL_S: Final = 0.05
 @click.option("--fresh", is_flag=True, help="Throw away the data of earlier runs first.")
 @click.option("--payment-delay", type=click.FloatRange(0, 600), default=1, show_default=True, metavar="S", help="Seconds a payment takes.")
 @click.option("--email-delay", type=click.FloatRange(0, 600), default=2, show_default=True, metavar="S", help="Seconds a mail takes.")
-@click.option("--workers", type=click.IntRange(1, 8), default=1, show_default=True, metavar="N", help="Processes of payment and of email.")
+@click.option(
+    "--workers", type=click.IntRange(1, 8), default=1, show_default=True, metavar="N", help="Processes of payment, email, relays."
+)
 @options.port_offset
 @options.as_json
 def command(*, detach: bool, fresh: bool, payment_delay: float, email_delay: float, workers: int, port_offset: int, as_json: bool) -> None:

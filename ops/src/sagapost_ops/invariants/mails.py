@@ -3,13 +3,23 @@
 from collections import Counter
 from typing import Final
 
+from psycopg import sql
+
 from sagapost_ops import evidence
 from sagapost_ops.invariants.outcome import Expectations, Outcome, outcome
+from sagapost_ops.outbox import queries
 
 _WAIVED: Final = (
     "SELECT DISTINCT saga_id::text FROM saga_history WHERE event = 'WaiveNotify' OR (source = 'operator' AND to_state = 'notified')"
 )
 _CANCELLED: Final = "SELECT DISTINCT correlation_id FROM outbox WHERE type = 'OrderCancelled'"
+# their announcement may have left the ring; the history says that there was one
+_OLD: Final = sql.SQL("""
+WITH {ring}
+SELECT s.id::text FROM sagas AS s CROSS JOIN ring
+ WHERE s.created_at < ring.whole_since
+   AND EXISTS (SELECT FROM saga_history AS h WHERE h.saga_id = s.id AND h.to_state = 'compensated' AND h.from_state <> 'compensated')
+""").format(ring=queries.RING)
 _REFUSED: Final = "SELECT DISTINCT saga_id::text FROM saga_history WHERE event = 'EmailFailed'"
 
 
@@ -35,17 +45,19 @@ def receipts(found: evidence.Evidence, expected: Expectations) -> Outcome | None
 
 
 def cancellations(found: evidence.Evidence, expected: Expectations) -> Outcome | None:
-    """Check that each announced cancellation has a mail, and nobody else has one."""
+    """Check that each announced cancellation has a mail, and nobody else has one, as far as the outbox still tells."""
     if found.mails is None:
         return None
     announced = set(evidence.sentences(found.order, _CANCELLED))
+    old = set(evidence.sentences(found.order, _OLD))  # read after the announcements: the ring may turn in between
     refused = set(evidence.sentences(found.order, _REFUSED))
     known = {str(saga_id) for saga_id in found.sagas}
     sent = {mail.saga_id for mail in found.mails if mail.template == "cancellation"}
     violations = [f"saga {saga_id} was cancelled and no mail of it was accepted" for saga_id in sorted(announced - sent - refused)]
     unasked = sent - announced if not expected.strangers else (sent & known) - announced
-    violations.extend(f"a cancellation mail was sent for saga {saga_id}, which was not cancelled" for saga_id in sorted(unasked))
-    return outcome(len(announced), violations)
+    unjudged = unasked & old
+    violations.extend(f"a cancellation mail was sent for saga {saga_id}, which was not cancelled" for saga_id in sorted(unasked - old))
+    return outcome(len(announced), violations, len(unjudged))
 
 
 def duplicates(found: evidence.Evidence, expected: Expectations) -> Outcome | None:

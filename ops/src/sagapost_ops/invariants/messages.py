@@ -3,20 +3,36 @@
 from collections import defaultdict
 from typing import Final
 
+from psycopg import sql
+
 from sagapost_contracts import topology
-from sagapost_ops import evidence
+from sagapost_ops import database, evidence
 from sagapost_ops.invariants.outcome import Expectations, Outcome, outcome
+from sagapost_ops.outbox import queries
 
 _OUTBOX: Final = "SELECT count(*) FROM outbox"
-# confirmed: visible in lo, or a part of the window under way that the cursor has passed
-_UNPUBLISHED: Final = """
+_UNPUBLISHED: Final = sql.SQL("""
 SELECT format('%s %s of saga %s has not been published', o.type, o.event_id, o.correlation_id)
   FROM outbox AS o LEFT JOIN outbox_cursor AS c ON c.shard = o.shard
- WHERE c.shard IS NULL
-    OR NOT (pg_visible_in_snapshot(o.xid, c.lo) OR (c.hi IS NOT NULL AND pg_visible_in_snapshot(o.xid, c.hi) AND o.id <= c.last_id))
- ORDER BY o.id LIMIT 100
+ WHERE NOT {confirmed} ORDER BY o.id LIMIT 100
+""").format(confirmed=queries.CONFIRMED)
+_STRANGE: Final = sql.SQL("""
+SELECT format('the cursor of shard %s was written in another PostgreSQL cluster; see: ./sagapost outbox repair', c.shard)
+  FROM outbox_cursor AS c CROSS JOIN pg_control_system() AS s WHERE NOT {ours} ORDER BY c.shard
+""").format(ours=queries.OURS)
+_WAITING: Final = """
+SELECT format('%s %s of saga %s was not taken by the broker (%s) and is tried again', type, event_id, correlation_id, reason)
+  FROM outbox_parked WHERE state = 'waiting' ORDER BY id LIMIT 100
 """
-_SENT: Final = "SELECT DISTINCT event_id::text, routing_key FROM outbox"
+_PARKED: Final = """
+SELECT format('%s %s of saga %s is parked (%s)', type, event_id, correlation_id, reason)
+  FROM outbox_parked WHERE state = 'parked' ORDER BY id
+"""
+# what stands aside has not been published
+_SENT: Final = """
+SELECT DISTINCT o.event_id::text, o.routing_key FROM outbox AS o
+ WHERE NOT EXISTS (SELECT FROM outbox_parked AS p WHERE p.event_id = o.event_id)
+"""
 _SEEN: Final = "SELECT message_id::text FROM inbox"
 # one message, one answer of a kind: two mean that it was processed twice
 _ANSWERED_TWICE: Final = """
@@ -40,6 +56,21 @@ def published(found: evidence.Evidence, _: Expectations) -> Outcome:
     """Check that both relays have passed every row."""
     checked = evidence.count(found.order, _OUTBOX) + evidence.count(found.payment, _OUTBOX)
     return outcome(checked, evidence.sentences(found.order, _UNPUBLISHED) + evidence.sentences(found.payment, _UNPUBLISHED))
+
+
+def cursors_mean_something(found: evidence.Evidence, _: Expectations) -> Outcome:
+    """Check that no cursor came from another cluster: its verdict on a row would mean nothing."""
+    return outcome(2, evidence.sentences(found.order, _STRANGE) + evidence.sentences(found.payment, _STRANGE))
+
+
+def set_aside(found: evidence.Evidence, expected: Expectations) -> Outcome:
+    """Check that the broker took everything but what was meant to be parked."""
+    conns: tuple[database.Connection, ...] = (found.order, found.payment)
+    waiting = [sentence for conn in conns for sentence in evidence.sentences(conn, _WAITING)]
+    parked = [sentence for conn in conns for sentence in evidence.sentences(conn, _PARKED)]
+    if len(parked) == expected.parked_rows:
+        return outcome(len(waiting) + len(parked), waiting)
+    return outcome(len(waiting) + len(parked), [*waiting, f"{len(parked)} messages are parked, expected {expected.parked_rows}", *parked])
 
 
 def processed(found: evidence.Evidence, _: Expectations) -> Outcome:

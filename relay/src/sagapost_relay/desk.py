@@ -1,0 +1,112 @@
+"""What the parts of one relay share: its shards, its broker connection, its clock; it must not do I/O of its own."""
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import Final
+
+from sagapost_chassis import amqp, telemetry
+from sagapost_relay import metrics, parked, queries
+from sagapost_relay.blocks import Outcome
+from sagapost_relay.broker import Broker
+from sagapost_relay.settings import Settings
+from sagapost_relay.shard import Shard
+
+STALE_S: Final = 5.0
+LEASE_MARGIN_S: Final = 0.5
+
+
+class Desk:
+    """One session's state; a new session begins with an empty desk."""
+
+    def __init__(self, config: Settings, owner: str) -> None:
+        self.config = config
+        self.owner = owner
+        self.policy = parked.Policy(
+            attempts=config.retry_attempts, base_s=config.retry_base_s, cap_s=config.retry_cap_s, max_bytes=config.max_payload_bytes
+        )
+        self.shards: dict[int, Shard] = {}
+        self.broker: Broker | None = None
+        self.broken = asyncio.Event()  # the connection is of no more use
+        self.wake = asyncio.Event()  # something happened that the pump should look at
+        self.hinted_at = 0.0  # when a writer last said that there is something
+        self.starved = False  # the pump would read if more were confirmed
+        self.turn = asyncio.Event()  # shards changed hands somewhere
+        self.control = asyncio.Lock()  # one transaction at a time on the control connection
+        self.polled_at = self.led_at = time.monotonic()
+
+    def admit(self, cursor: queries.Cursor, deadline: float) -> None:
+        """Take a shard in hand."""
+        self.shards[cursor.shard] = Shard(cursor, deadline)
+        metrics.EPOCH.labels(cursor.shard).set(cursor.epoch)
+        telemetry.log.info("relay.shard_taken", shard=cursor.shard, epoch=cursor.epoch, strikes=cursor.strikes)
+
+    def dismiss(self, shard: Shard, reason: str) -> None:
+        """Let a shard go; nothing of it is published or stored any more."""
+        self.shards.pop(shard.number, None)
+        for gauge in (metrics.EPOCH, metrics.BACKLOG, metrics.OLDEST):
+            with suppress(KeyError):
+                gauge.remove(shard.number)
+        telemetry.log.info("relay.shard_left", shard=shard.number, epoch=shard.lease.epoch, reason=reason)
+
+    def hint(self) -> None:
+        """Take a writer's word that there is something to read."""
+        self.hinted_at = time.monotonic()
+        self.wake.set()
+
+    def landed(self) -> None:
+        """Move every shard over what the broker has answered for."""
+        any_block = False
+        for shard in self.shards.values():
+            for block in shard.settle():
+                any_block = True
+                confirmed = block.outcomes.count(Outcome.CONFIRMED)
+                metrics.PUBLISHED.inc(confirmed)
+                metrics.LATENCY.observe(block.rows)
+                if confirmed < len(block.rows):
+                    metrics.RETURNED.inc(block.outcomes.count(Outcome.RETURNED))
+                    metrics.NACKED.inc(block.outcomes.count(Outcome.NACKED))
+        if self.starved and any_block:  # without a block the pump would wake itself for ever, and the broker's answers would never be read
+            self.wake.set()
+
+    def may_write(self, shard: Shard) -> bool:
+        """Whether the shard is ours for certain: by this machine's monotonic clock, counted from before the lease was asked for."""
+        return self.shards.get(shard.number) is shard and time.monotonic() < shard.deadline
+
+    def watch(self) -> None:
+        """Take note of channels and connections that have died, or that do not answer."""
+        broker = self.broker
+        now = time.monotonic()
+        metrics.BROKER_BLOCKED.set(broker is not None and broker.blocked)
+        for shard in self.shards.values():
+            lane = shard.lane
+            if lane is None:
+                continue
+            if broker is None or not broker.is_open:
+                self._lose(shard, None, 0)
+            elif lane.closed is not None:
+                # access refused, no such exchange: nothing that a row could be the reason of
+                said = lane.closed if lane.reply_code is not None else None
+                self._lose(shard, said, amqp.backoff_s(shard.losses), to_blame=lane.reply_code not in {403, 404})
+            elif shard.flights and (block := shard.flights[0].block) is not None:
+                if broker.blocked:
+                    shard.excuse(now)
+                elif now - block.sent_at > self.config.confirm_timeout_s:
+                    telemetry.log.warning("relay.unanswered", shard=shard.number, rows=block.left)
+                    if shard.expire(now - self.config.confirm_timeout_s):
+                        shard.excuse(now)
+                    else:
+                        self.broken.set()
+        if broker is not None and not broker.is_open:
+            self.broken.set()
+
+    def _lose(self, shard: Shard, refusal: str | None, wait_s: float, *, to_blame: bool = True) -> None:
+        rows = sum(flight.unsettled() for flight in shard.flights)
+        metrics.REPUBLISHED.inc(rows)
+        telemetry.log.warning("relay.channel_lost", shard=shard.number, in_flight=rows, reason=refusal or "connection lost")
+        shard.lose(refusal, wait_s, to_blame=to_blame)
+
+    def alive(self) -> bool:
+        """Whether both loops turn."""
+        now = time.monotonic()
+        return now - self.polled_at < STALE_S and now - self.led_at < STALE_S

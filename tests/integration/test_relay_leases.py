@@ -1,0 +1,183 @@
+"""Several relays on one database: who holds which shard, when one changes hands, and what keeps a relay from working at all."""
+
+import asyncio
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import psycopg
+import pytest
+from integration import relay_kit
+from integration.relay_kit import Start
+from psycopg import sql
+
+from sagapost_chassis import outbox
+from sagapost_ops import migrations
+from sagapost_sandbox.testing import servers, services
+
+pytestmark = pytest.mark.anyio
+
+LONG_S: Final = 10
+# every change of hands with what was true just before, by the database's own clock
+_WATCH: Final = """
+CREATE TABLE handover (n serial, shard int, was text, became text, epoch bigint, strikes int, ended boolean);
+CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  INSERT INTO handover (shard, was, became, epoch, strikes, ended)
+  VALUES (NEW.shard, OLD.owner, NEW.owner, NEW.epoch, NEW.strikes, OLD.lease_until < now());
+  RETURN NULL;
+END $$;
+CREATE TRIGGER watch AFTER UPDATE ON outbox_cursor FOR EACH ROW WHEN (OLD.owner IS DISTINCT FROM NEW.owner) EXECUTE FUNCTION watch()
+"""
+_HELD: Final = "SELECT shard, owner FROM outbox_cursor WHERE owner IS NOT NULL ORDER BY shard"
+_POSITIONS: Final = "SELECT shard, lo::text, hi::text, last_id FROM outbox_cursor ORDER BY shard"
+
+
+class Handover(NamedTuple):
+    """A shard changed hands; `ended`: by then its lease had run out."""
+
+    shard: int
+    was: int | None
+    became: int | None
+    epoch: int
+    strikes: int
+    ended: bool | None
+
+
+async def _handovers(dsn: str) -> list[Handover]:
+    found = await relay_kit.rows(dsn, "SELECT shard, was, became, epoch, strikes, ended FROM handover ORDER BY n")
+    return [Handover(row[0], _pid(row[1]), _pid(row[2]), *row[3:]) for row in found]
+
+
+def _pid(owner: str | None) -> int | None:
+    return None if owner is None else int(owner.rsplit("-", 2)[1])
+
+
+async def _held(dsn: str) -> dict[int, int]:
+    """Give the shards with the process ids of their owners."""
+    return {shard: _pid(owner) or 0 for shard, owner in await relay_kit.rows(dsn, _HELD)}
+
+
+async def _shares(dsn: str, relays: Sequence[services.Service], wanted: Sequence[int]) -> bool:
+    held = list((await _held(dsn)).values())
+    return sorted((held.count(relay.pid) for relay in relays), reverse=True) == list(wanted)
+
+
+async def test_shards_are_shared_fairly_and_change_hands_in_order(payment_db: str, vhost: str, start_service: Start) -> None:
+    """Each that joins gets its share, two too many stand by; one told to stop is replaced at once, one killed not before its lease ends."""
+    await relay_kit.run(payment_db, _WATCH)
+    brief = relay_kit.env(payment_db, vhost)
+    long = brief | {"SAGAPOST_LEASE_S": str(LONG_S)}
+    relays = [start_service("relay", long) for _ in range(3)]
+    await relay_kit.when(lambda: _shares(payment_db, relays, (2, 1, 1)))
+    relays.append(start_service("relay", brief))
+    await relay_kit.when(lambda: _shares(payment_db, relays, (1, 1, 1, 1)))
+    relays += [start_service("relay", brief) for _ in range(2)]
+    await relay_kit.when(lambda: _stand_by(payment_db, relays))
+
+    held = await _held(payment_db)
+    leaving = next(relay for relay in relays[:3] if relay.pid in held.values())
+    began = time.monotonic()
+    leaving.send(signal.SIGTERM)
+    others = [relay for relay in relays if relay is not leaving]
+    await relay_kit.when(lambda: _shares(payment_db, others, (1, 1, 1, 1, 0)))
+    took_s = time.monotonic() - began
+    in_order = await _handovers(payment_db)
+    sent = await relay_kit.add(payment_db, *(relay_kit.event(order, 1) for order in range(40)))
+    await relay_kit.collect_all(vhost, sent)
+    await relay_kit.when(lambda: relay_kit.stored(payment_db))
+    held = await _held(payment_db)
+    doomed = next(relay for relay in relays[3:] if relay.pid in held.values())
+    doomed.kill()
+    survivors = [relay for relay in others if relay is not doomed]
+    await relay_kit.when(lambda: _shares(payment_db, survivors, (1, 1, 1, 1)))
+
+    sys.stdout.write(f"a shard changes hands {took_s * 1000:.0f} ms after SIGTERM, under a lease of {LONG_S} s\n")
+    assert took_s < LONG_S / 2
+    assert all(each.was is None or each.became is None for each in in_order)
+    assert {each.strikes for each in in_order} == {0}
+    (last,) = (await _handovers(payment_db))[len(in_order) :]
+    assert (last.was, last.ended, last.strikes) == (doomed.pid, True, 1)
+    for shard in range(outbox.SHARDS):
+        epochs = [each.epoch for each in await _handovers(payment_db) if each.shard == shard and each.became is not None]
+        assert epochs == list(range(1, len(epochs) + 1))
+
+
+async def _stand_by(dsn: str, relays: Sequence[services.Service]) -> bool:
+    seen = await relay_kit.rows(dsn, "SELECT count(*) FROM outbox_relay")
+    return seen == [(len(relays),)] and await _shares(dsn, relays, (1, 1, 1, 1, 0, 0))
+
+
+async def test_a_relay_that_wakes_after_its_lease_changes_nothing(payment_db: str, vhost: str, start_service: Start) -> None:
+    """Stopped before its checkpoint and past its lease: the checkpoint touches no row, it says so and joins again, and nothing is lost."""
+    await relay_kit.run(payment_db, _WATCH)
+    sent = await relay_kit.add(payment_db, *(relay_kit.event(order, 1) for order in range(20)))
+    zombie = start_service("relay", relay_kit.env(payment_db, vhost, **relay_kit.measured(crash="relay.after_confirm:stop")))
+    await relay_kit.when(lambda: _stopped(zombie))
+    other = start_service("relay", relay_kit.env(payment_db, vhost))
+    sent += await relay_kit.add(payment_db, *(relay_kit.event(order, 2) for order in range(20)))
+    found = await relay_kit.collect_all(vhost, sent)
+    await relay_kit.when(lambda: relay_kit.stored(payment_db))
+    taken = await _handovers(payment_db)
+    before = await relay_kit.rows(payment_db, _POSITIONS)
+
+    zombie.send(signal.SIGCONT)
+
+    async def fenced() -> bool:
+        return await relay_kit.metric(zombie, "sagapost_relay_fenced_total") == outbox.SHARDS
+
+    await relay_kit.when(fenced)
+    assert await relay_kit.rows(payment_db, _POSITIONS) == before
+    assert "belong to another relay" in zombie.logs()
+    assert [(each.was, each.became, each.ended) for each in taken] == [(None, zombie.pid, None)] * 4 + [(zombie.pid, other.pid, True)] * 4
+    await relay_kit.when(lambda: _shares(payment_db, (zombie, other), (2, 2)))
+    sent += await relay_kit.add(payment_db, *(relay_kit.event(order, 3) for order in range(20)))
+    found += await relay_kit.collect_all(vhost, sent[40:])
+    assert relay_kit.in_order(found)
+    assert {each.message_id for each in found} == set(sent)
+
+
+async def _stopped(relay: services.Service) -> bool:
+    return _state(relay.pid) == "T"
+
+
+def _state(pid: int) -> str:
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+async def test_a_server_that_may_forget_commits_is_refused(payment_db: str, vhost: str, start_service: Start) -> None:
+    """With synchronous_commit off a confirmed message could tell of a transaction that a crash takes back: a person must look."""
+    name = psycopg.conninfo.conninfo_to_dict(payment_db)["dbname"]
+    async with await psycopg.AsyncConnection.connect(payment_db, autocommit=True) as conn:
+        await conn.execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = off").format(sql.Identifier(str(name))))
+
+    relay = start_service("relay", relay_kit.env(payment_db, vhost))
+
+    assert await asyncio.to_thread(relay.wait) not in (0, None)
+    assert "synchronous_commit is off" in relay.logs()
+
+
+async def test_a_relay_waits_for_a_standby_to_be_promoted(private_databases: servers.Databases, vhost: str, start_service: Start) -> None:
+    """A standby's snapshots list no running transactions, and rows would be lost: nothing is read from one, until it is the primary."""
+    dsn = private_databases.create("relay_user", "relay_password", "relayed")
+    await asyncio.to_thread(migrations.upgrade, dsn, "payment")
+    sent = await relay_kit.add(dsn, relay_kit.event(1, 1))
+    with psycopg.connect(private_databases.admin_dsn, autocommit=True) as conn:
+        (folder,) = conn.execute("SHOW data_directory").fetchone() or ("",)
+        conn.execute(sql.SQL("COPY (SELECT '') TO {}").format(sql.Literal(f"{folder}/standby.signal")))
+    private_databases.stop()
+    private_databases.start()
+    relay = start_service("relay", relay_kit.env(dsn, vhost))
+
+    async def waits() -> bool:
+        return "the database is a standby" in relay.logs() and "relay.interrupted" in relay.logs()
+
+    await relay_kit.when(waits)
+    assert await relay_kit.rows(dsn, "SELECT owner FROM outbox_cursor WHERE owner IS NOT NULL") == []
+    with psycopg.connect(private_databases.admin_dsn, autocommit=True) as conn:
+        assert conn.execute("SELECT pg_promote()").fetchone() == (True,)
+    found = await relay_kit.collect(vhost, bool)
+
+    assert [each.message_id for each in found] == sent
