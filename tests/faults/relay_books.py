@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -59,11 +59,11 @@ class Books:
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What the queue says: `deepest` is how many events of a shard a repetition went back at most."""
+    """What the queue says: `longest` counts the repetitions of a shard with nothing new between them, at most."""
 
     deliveries: int
     repeated: int
-    deepest: int
+    longest: int
     lost: tuple[Event, ...]
     strange: tuple[UUID, ...]
     inverted: tuple[tuple[Event, int], ...]  # an event, and the greater number of its aggregate that came before it
@@ -134,20 +134,21 @@ async def journal(url: str) -> list[Event]:
 
 def judge(books: Books, delivered: Iterable[Event]) -> Verdict:
     """Compare the queue with the books."""
-    firsts: dict[UUID, int] = {}  # the event's place among the first deliveries of its shard
-    counts = [0] * outbox.SHARDS
+    firsts: set[UUID] = set()
+    series = [0] * outbox.SHARDS
     newest: dict[int, int] = {}
-    deliveries = repeated = deepest = 0
+    deliveries = repeated = longest = 0
     inverted: list[tuple[Event, int]] = []
     strange: list[UUID] = []
     for event in delivered:
         deliveries += 1
         if event.id in firsts:
             repeated += 1
-            deepest = max(deepest, counts[event.shard] - firsts[event.id])
+            series[event.shard] += 1
+            longest = max(longest, series[event.shard])
             continue
-        firsts[event.id] = counts[event.shard]
-        counts[event.shard] += 1
+        firsts.add(event.id)
+        series[event.shard] = 0
         if books.committed.get(event.id, books.unknown.get(event.id)) != event:
             strange.append(event.id)
         if event.number <= newest.get(event.aggregate, 0):
@@ -157,13 +158,8 @@ def judge(books: Books, delivered: Iterable[Event]) -> Verdict:
     return Verdict(
         deliveries=deliveries,
         repeated=repeated,
-        deepest=deepest,
+        longest=longest,
         lost=lost,
         strange=tuple(strange),
         inverted=tuple(inverted),
     )
-
-
-def shards_of(written: Collection[Event]) -> dict[int, int]:
-    """Count events by shard."""
-    return {shard: sum(event.shard == shard for event in written) for shard in range(outbox.SHARDS)}

@@ -51,8 +51,10 @@ HALF_OPEN_S: Final = 20.0
 CALM_S: Final = 60.0
 DRAIN_S: Final = 30.0
 FEW: Final = 100  # rows that are not settled, in the middle of everything
-# what a shard may have confirmed and not stored: 0.1 s and a write of a checkpoint, and what asynchronous commit loses with a server
-UNSTORED_S: Final = 1.0
+# What one end of a shard's owner or channel may repeat: what is unconfirmed, and what was confirmed since the last stored checkpoint.
+# That is 0.1 s and a write, or 0.6 s of asynchronous commit when the server dies; no backlog here gives a shard more in that time.
+UNSTORED: Final = 512
+PER_END: Final = shard.UNCONFIRMED_MAX + UNSTORED
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -377,10 +379,9 @@ async def _rage(campaign: Campaign, dsn: str, books: relay_books.Books) -> None:
 async def _report(campaign: Campaign, books: relay_books.Books, verdict: relay_books.Verdict, raged_s: float) -> Report:
     plan, fleet = campaign.plan, campaign.fleet
     events = len(books.committed)
-    # Each time that a shard was taken or its channel lost, what was unconfirmed and what was confirmed and not stored may come again.
+    # an end: a shard was taken anew, or its channel was lost with rows in flight
     losses = sum(line["in_flight"] > 0 for line in fleet.lines("relay.channel_lost"))
     ends = await fleet.claims() + losses
-    depth = shard.UNCONFIRMED_MAX + round(max(relay_books.shards_of(books.committed.values()).values()) / raged_s * UNSTORED_S)
     planned = collections.Counter(campaign.planned())
     fenced = sum("FencedError" in str(line["reasons"]) for line in fleet.lines("relay.interrupted"))
     turns = len(fleet.lines("relay.ring_turned"))
@@ -390,8 +391,8 @@ async def _report(campaign: Campaign, books: relay_books.Books, verdict: relay_b
         f"inverted: {[(e, n, fleet.asides.get(str(e.id))) for e, n in verdict.inverted[:5]]}, {len(verdict.inverted)} in all": bool(
             verdict.inverted
         ),
-        f"{verdict.repeated} repetitions, at most {ends} x {depth} may be": verdict.repeated > ends * depth,
-        f"a repetition went back {verdict.deepest} events, {depth} at most": verdict.deepest > depth,
+        f"{verdict.repeated} repetitions, at most {ends} x {PER_END} may be": verdict.repeated > ends * PER_END,
+        f"{verdict.longest} repetitions of a shard in a row, {PER_END} at most": verdict.longest > PER_END,
         f"invalid: planned {planned}, done {campaign.fired}": planned != campaign.fired,
         "invalid: no zombie was fenced off": fenced == 0,
         "invalid: the ring did not turn": turns == 0,
@@ -403,8 +404,8 @@ async def _report(campaign: Campaign, books: relay_books.Books, verdict: relay_b
         f"relay campaign seed={plan.seed} lease={plan.lease_s:g} s: {campaign.fired.total()} faults in {raged_s:.0f} s "
         f"({', '.join(f'{kind} {number}' for kind, number in sorted(campaign.fired.items()))}); "
         f"{events} events, {len(books.unknown)} of unknown outcome, {verdict.deliveries} deliveries; "
-        f"lost {len(verdict.lost)}, inverted {len(verdict.inverted)}, repeated {verdict.repeated} (back by {verdict.deepest} at most; "
-        f"bound {ends} ends x {depth}); worst take-over {worst}; fenced {fenced}, ring turns {turns}, "
+        f"lost {len(verdict.lost)}, inverted {len(verdict.inverted)}, repeated {verdict.repeated} ({verdict.longest} in a row at most; "
+        f"bound {ends} ends x {PER_END}); worst take-over {worst}; fenced {fenced}, ring turns {turns}, "
         f"set aside {len(fleet.asides)}, refused starts {fleet.refused_starts}"
     )
     problems = (*fleet.problems, *(sentence for sentence, broken in checks.items() if broken))

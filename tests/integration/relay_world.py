@@ -40,10 +40,6 @@ class BrokenError(AssertionError):
         self.kind = kind
 
 
-class FoundError(BaseException):
-    """Carries a BrokenError past Hypothesis, which would look for a smaller example first."""
-
-
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """An event of a writer; `number` was drawn under the lock of its aggregate."""
 
@@ -214,7 +210,6 @@ class World:
         self.writers = writers
         self.relay = relay
         self.by_hand = by_hand
-        self.found: list[BrokenError] = []
 
     async def reset(self) -> None:
         """Roll back whatever is open and empty the tables."""

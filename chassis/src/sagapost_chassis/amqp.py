@@ -33,9 +33,9 @@ class UnroutableError(errors.TransientError):
     """The broker has no queue for this routing key: a binding is missing."""
 
 
-def backoff_s(failures: int) -> float:
-    """Full jitter: a random wait up to 0.2 s doubled per failure, at most 5 s."""
-    return _DICE.uniform(0.05, min(5.0, 0.2 * 2 ** min(failures, 6)))
+def backoff_s(failures: int, *, cap_s: float = 5.0) -> float:
+    """Full jitter: a random wait up to 0.2 s doubled per failure, at most `cap_s`."""
+    return _DICE.uniform(0.05, min(cap_s, 0.2 * 2 ** min(failures, 6)))
 
 
 def with_heartbeat(url: str) -> str:

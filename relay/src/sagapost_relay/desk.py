@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Final
 
 from sagapost_chassis import amqp, telemetry
-from sagapost_relay import metrics, parked, queries
+from sagapost_relay import lanes, metrics, parked, queries
 from sagapost_relay.blocks import Outcome
 from sagapost_relay.broker import Broker
 from sagapost_relay.settings import Settings
@@ -14,6 +14,12 @@ from sagapost_relay.shard import Shard
 
 STALE_S: Final = 5.0
 LEASE_MARGIN_S: Final = 0.5
+BACKOFF_MAX_S: Final = 1.0  # the first confirm is to come within 2 s of the broker's
+
+
+def backoff_s(failures: int) -> float:
+    """Full jitter, up to `BACKOFF_MAX_S`."""
+    return amqp.backoff_s(failures, cap_s=BACKOFF_MAX_S)
 
 
 class Desk:
@@ -32,6 +38,7 @@ class Desk:
         self.hinted_at = 0.0  # when a writer last said that there is something
         self.starved = False  # the pump would read if more were confirmed
         self.turn = asyncio.Event()  # shards changed hands somewhere
+        self._opening = asyncio.Lock()
         self.control = asyncio.Lock()  # one transaction at a time on the control connection
         self.polled_at = self.led_at = time.monotonic()
 
@@ -69,6 +76,18 @@ class Desk:
         if self.starved and any_block:  # without a block the pump would wake itself for ever, and the broker's answers would never be read
             self.wake.set()
 
+    async def lane(self, shard: Shard) -> lanes.Lane | None:
+        """Give the shard's one channel, opened when there is none; None without a broker.
+
+        Raises:
+            BrokerUnavailableError: the broker does not open one.
+
+        """
+        async with self._opening:  # two channels would keep no order between them
+            if shard.lane is None and self.broker is not None:
+                shard.lane = await self.broker.lane(shard.number)
+            return shard.lane
+
     def may_write(self, shard: Shard) -> bool:
         """Whether the shard is ours for certain: by this machine's monotonic clock, counted from before the lease was asked for."""
         return self.shards.get(shard.number) is shard and time.monotonic() < shard.deadline
@@ -87,7 +106,7 @@ class Desk:
             elif lane.closed is not None:
                 # access refused, no such exchange: nothing that a row could be the reason of
                 said = lane.closed if lane.reply_code is not None else None
-                self._lose(shard, said, amqp.backoff_s(shard.losses), to_blame=lane.reply_code not in {403, 404})
+                self._lose(shard, said, backoff_s(shard.losses), to_blame=lane.reply_code not in {403, 404})
             elif shard.flights and (block := shard.flights[0].block) is not None:
                 if broker.blocked:
                     shard.excuse(now)

@@ -102,9 +102,7 @@ async def _answer(desk: Desk, shard: Shard, rows: Sequence[Row]) -> tuple[Block,
     settled = asyncio.Event()
     block = Block(rows, settled.set)
     try:
-        if shard.lane is None and desk.broker is not None:
-            shard.lane = await desk.broker.lane(shard.number)
-        lane = shard.lane
+        lane = await desk.lane(shard)
         if lane is None or not desk.may_write(shard):
             return block, None
         await lane.send(block)

@@ -35,7 +35,8 @@ async def run(conn: db.Connection, desk: Desk, stop: asyncio.Event) -> None:
         desk.turn.clear()
         if stop.is_set():
             give_up_at = min(give_up_at, time.monotonic() + LEAVE_S)
-        await _beat(conn, desk, leaving=stop.is_set())
+        async with asyncio.timeout(max(desk.config.lease_s, 1)):  # a server that accepts and never answers
+            await _beat(conn, desk, leaving=stop.is_set())
         left = await _release(conn, desk)
         if stop.is_set() and (not desk.shards or time.monotonic() > give_up_at):
             await queries.forget(conn, desk.owner)

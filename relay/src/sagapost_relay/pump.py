@@ -9,7 +9,7 @@ from typing import Final
 from sagapost_chassis import amqp, crashpoints, db
 from sagapost_relay import errors, queries, snapshot
 from sagapost_relay.blocks import Row
-from sagapost_relay.desk import Desk
+from sagapost_relay.desk import Desk, backoff_s
 from sagapost_relay.shard import Flight, Shard
 
 IDLE_MIN_S: Final = 0.002
@@ -99,24 +99,23 @@ async def _read(
 
 async def _send(control: db.Connection, desk: Desk, shard: Shard, flights: Sequence[Flight]) -> None:
     """Put flights under way; whatever fails, the shard goes on from its first row without an answer."""
-    careful = shard.careful
+    careful, at = shard.careful, shard.read
     try:
         for number, flight in enumerate(flights):
             if careful and flight.rows and not await _note_suspect(control, desk, shard, flight.rows[0]):
                 raise errors.FencedError(f"shard {shard.number} belongs to another relay")
-            if shard.lane is None and desk.broker is not None:
-                shard.lane = await desk.broker.lane(shard.number)
-            if shard.lane is None or not desk.may_write(shard):
-                return
-            block = shard.launch(flight, desk.landed)
+            lane = await desk.lane(shard)
+            if lane is None or not desk.may_write(shard) or shard.read is not at:
+                return  # a channel that was lost meanwhile took the shard back to rows that must go first
+            block, at = shard.launch(flight, desk.landed), flight.after
             if block is not None:
-                await shard.lane.send(block)
+                await lane.send(block)
             if number == 0 and len(flights) > 1:
                 await crashpoints.crashpoint("relay.mid_batch")
     except amqp.BrokerUnavailableError:
         if shard.lane is None:  # no channel within its time: waiting for one per shard, again and again, would hold up all of them
             desk.broken.set()
-        shard.lose(None, amqp.backoff_s(shard.losses))
+        shard.lose(None, backoff_s(shard.losses))
 
 
 async def _note_suspect(control: db.Connection, desk: Desk, shard: Shard, row: Row) -> bool:

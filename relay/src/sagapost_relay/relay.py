@@ -12,7 +12,7 @@ from sagapost_chassis import amqp, db, outbox, telemetry
 from sagapost_chassis import errors as failures
 from sagapost_relay import errors, keeper, leases, metrics, parked, pump, queries, ring
 from sagapost_relay.broker import Broker
-from sagapost_relay.desk import Desk
+from sagapost_relay.desk import Desk, backoff_s
 from sagapost_relay.settings import Settings
 
 SURVEY_S: Final = 2.0
@@ -66,7 +66,7 @@ class Relay:
                 raise exc
             if not stop.is_set():
                 lost = 0 if time.monotonic() - began > 10 else lost + 1
-                await _wait(stop, amqp.backoff_s(lost))
+                await _wait(stop, backoff_s(lost))
 
     async def _session(self, stop: asyncio.Event) -> None:
         desk = Desk(self._config, self._owner)
@@ -119,7 +119,7 @@ class Relay:
                 desk.watch()
                 desk.broker = None
             failed = 0 if time.monotonic() - began > 10 else failed + 1
-            await asyncio.sleep(amqp.backoff_s(failed))
+            await asyncio.sleep(backoff_s(failed))
 
     async def _turn_ring(self, control: db.Connection, desk: Desk) -> None:
         """Let the holder of the first shard turn the ring."""
