@@ -131,8 +131,13 @@ async def collect(url: str, until: Callable[[list[Found]], bool], deadline_s: fl
 
 async def collect_all(url: str, sent: Iterable[UUID], deadline_s: float = 60) -> list[Found]:
     """Take messages off the order queue until all of these were among them."""
-    wanted = set(sent)
-    return await collect(url, lambda found: {each.message_id for each in found} >= wanted, deadline_s)
+    missing = set(sent)
+
+    def complete(found: list[Found]) -> bool:
+        missing.discard(found[-1].message_id)
+        return not missing
+
+    return await collect(url, complete, deadline_s) if missing else []
 
 
 def firsts(found: Iterable[Found]) -> list[Found]:

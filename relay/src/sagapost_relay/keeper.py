@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from sagapost_chassis import amqp, crashpoints, db
@@ -108,7 +109,9 @@ async def _answer(desk: Desk, shard: Shard, rows: Sequence[Row]) -> tuple[Block,
         await lane.send(block)
         deadline = time.monotonic() + _ANSWER_S
         while not settled.is_set() and lane.closed is None and time.monotonic() < deadline:
-            await asyncio.wait({asyncio.ensure_future(settled.wait())}, timeout=0.05)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await settled.wait()
     except amqp.BrokerUnavailableError:
         return block, None
-    return block, lane.closed
+    return block, lane.closed if lane.reply_code is not None else None

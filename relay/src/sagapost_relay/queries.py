@@ -58,7 +58,10 @@ INSERT INTO outbox_relay (owner, seen_until) VALUES (%(owner)s, now() + %(lease_
 ON CONFLICT (owner) DO UPDATE SET seen_until = excluded.seen_until
 """
 _FORGET: Final = "DELETE FROM outbox_relay WHERE owner = %(owner)s OR seen_until < now()"
-_SWEEP: Final = "DELETE FROM outbox_relay WHERE seen_until < now()"
+# two relays that sweep each other's traces wait for no lock
+_SWEEP: Final = """
+DELETE FROM outbox_relay WHERE owner IN (SELECT owner FROM outbox_relay WHERE seen_until < now() LIMIT 100 FOR UPDATE SKIP LOCKED)
+"""
 _RELAYS: Final = "SELECT owner FROM outbox_relay WHERE seen_until >= now() ORDER BY owner LIMIT 1000"
 _RENEW: Final = """
 UPDATE outbox_cursor AS c SET lease_until = now() + %(lease_s)s * interval '1 second'
