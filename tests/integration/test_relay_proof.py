@@ -1,13 +1,19 @@
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from uuid import UUID
 
+import psycopg
 import pytest
 from integration import relay_readers
+from psycopg import sql
 
 from sagapost_chassis import db, ids, outbox
 from sagapost_contracts import events
+from sagapost_ops import migrations
+from sagapost_relay import queries, snapshot
+from sagapost_sandbox.testing import servers
 
 pytestmark = pytest.mark.anyio
 AGGREGATE = 1
@@ -78,6 +84,46 @@ async def test_a_transaction_id_says_nothing_of_the_order_of_locks(way: type[rel
         await poller.polled(2)
 
     assert poller.published == ([two, one] if way is relay_readers.HorizonCursor else [one, two])
+
+
+async def _windows(conn: db.Connection, polls: list[snapshot.Snapshot]) -> list[int]:
+    """Read from the empty snapshot through each of these, one row at a time."""
+    found: list[int] = []
+    at = relay_readers.START
+    for hi in polls:
+        while rows := await queries.window(conn, [(SHARD, at)], hi, limit=1, max_bytes=relay_readers.MAX_BYTES):
+            found.append(rows[0].id)
+            at = queries.Position(lo=at.lo, hi=hi, last_id=rows[0].id)
+        at = queries.Position(lo=hi, hi=None, last_id=0)
+    return found
+
+
+async def test_no_choice_of_polls_inverts_or_loses(payment_db: str) -> None:
+    """The same two sessions, with a relay that polled at any of the points between them, and only there: always one, then two."""
+    polls: list[snapshot.Snapshot] = []
+    async with sessions(payment_db, 3) as (first, second, reader):
+        await reader.execute("CREATE TABLE aggregate (id int PRIMARY KEY)")
+        await reader.execute("INSERT INTO aggregate VALUES (1)")
+        polls.append(await queries.current_snapshot(reader))
+        await second.execute("SELECT pg_current_xact_id()")
+        polls.append(await queries.current_snapshot(reader))
+        await first.execute(LOCK)
+        polls.append(await queries.current_snapshot(reader))
+        await add(first)
+        waiting = asyncio.ensure_future(second.execute(LOCK))
+        polls.append(await queries.current_snapshot(reader))
+        await first.commit()
+        polls.append(await queries.current_snapshot(reader))
+        await waiting
+        await add(second)
+        polls.append(await queries.current_snapshot(reader))
+        await second.commit()
+        last = await queries.current_snapshot(reader)
+
+        ways = [chosen for count in range(len(polls) + 1) for chosen in itertools.combinations(polls, count)]
+        found = [await _windows(reader, [*chosen, last]) for chosen in ways]
+
+    assert found == [[1, 2]] * 2 ** len(polls)
 
 
 @pytest.mark.parametrize("way", [relay_readers.WindowLog, relay_readers.IdCursor])
@@ -163,3 +209,78 @@ async def test_a_new_cursor_finds_what_was_there_before_it(payment_db: str) -> N
 
     assert found == (outbox.SHARDS,)
     assert poller.published == [event]
+
+
+@pytest.mark.parametrize("cache", [1, 5])
+async def test_a_session_that_caches_ids_inverts(cache: int, payment_db: str) -> None:
+    """Why the sequence has CACHE 1: with more, a session that wrote before hands out a small id after another's greater one."""
+    async with sessions(payment_db, 3) as (first, second, reader):
+        sequence = await (await reader.execute("SELECT cache_size FROM pg_sequences WHERE sequencename = 'outbox_id'")).fetchone()
+        assert sequence == (1,)
+        await reader.execute(sql.SQL("ALTER SEQUENCE outbox_id CACHE {}").format(cache))
+        zero = await add(second)
+        await second.commit()
+        one = await add(first)  # holds the lock, commits first
+        await first.commit()
+        two = await add(second)
+        await second.commit()
+        poller = Poller(reader, relay_readers.WindowLog())
+
+        await poller.poll()
+
+    assert poller.published == ([zero, one, two] if cache == 1 else [zero, two, one])
+
+
+async def test_a_snapshot_of_a_session_that_writes_is_no_cursor(payment_db: str) -> None:
+    """A transaction with an id takes itself for ended: `lo` from there loses its rows. The relay polls outside of any transaction."""
+    async with sessions(payment_db, 3) as (writer, other, reader):
+        event = await add(writer)
+        await add(other)
+        await other.commit()
+        own = await queries.current_snapshot(writer)
+        taken = await queries.current_snapshot(reader)
+        await writer.commit()
+        now = await queries.current_snapshot(reader)
+        from_inside = await queries.window(reader, [(SHARD, queries.Position(lo=own, hi=None, last_id=0))], now, limit=5, max_bytes=99999)
+        from_outside = await queries.window(
+            reader, [(SHARD, queries.Position(lo=taken, hi=None, last_id=0))], now, limit=5, max_bytes=99999
+        )
+        assigned = await (await reader.execute("SELECT pg_current_xact_id_if_assigned()")).fetchone()
+
+    assert from_inside == []
+    assert [row.event_id for row in from_outside] == [str(event)]
+    assert assigned == (None,)
+
+
+@pytest.fixture
+def two_phase_db(private_databases: servers.Databases) -> str:
+    """Give a migrated database of a server that allows PREPARE TRANSACTION."""
+    with psycopg.connect(private_databases.admin_dsn, autocommit=True) as admin:
+        admin.execute("ALTER SYSTEM SET max_prepared_transactions = 4")
+    private_databases.stop()
+    private_databases.start()
+    dsn = private_databases.create("payment_user", "payment_password", "payment")
+    migrations.upgrade(dsn, "payment")
+    return dsn
+
+
+async def test_a_prepared_transaction_is_found_when_it_commits(two_phase_db: str) -> None:
+    """Two-phase commit: between PREPARE and COMMIT PREPARED its rows are nowhere and hold nobody up; rolled back, they never come."""
+    async with sessions(two_phase_db, 4) as (kept, dropped, other, reader):
+        poller = Poller(reader, relay_readers.WindowLog())
+        late = await add(kept)
+        await add(dropped)
+        await kept.execute("PREPARE TRANSACTION 'kept'")
+        await kept.commit()
+        await dropped.execute("PREPARE TRANSACTION 'dropped'")
+        await dropped.commit()
+        quick = await add(other)
+        await other.commit()
+        await poller.poll()
+        assert poller.published == [quick]
+        await reader.execute("COMMIT PREPARED 'kept'")
+        await reader.execute("ROLLBACK PREPARED 'dropped'")
+
+        await poller.poll()
+
+    assert poller.published == [quick, late]

@@ -56,7 +56,9 @@ async def _poll(conn: db.Connection, control: db.Connection, desk: Desk) -> tupl
         more = more or any(len(rows) == limit for _, _, rows in pages)
         if pages:
             await crashpoints.crashpoint("relay.after_read")
-        for shard, at, rows in pages:
+        for number, (shard, at, rows) in enumerate(pages):
+            if number:
+                await crashpoints.crashpoint("relay.mid_batch")
             if shard.read is at:
                 await _send(control, desk, shard, shard.plan(rows, hi, limit))
     if moved:
