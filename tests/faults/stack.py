@@ -142,8 +142,8 @@ def make(folder: pathlib.Path, urls: Mapping[str, str], amqp_url: str, broker: s
             "SAGAPOST_PROVIDER_ATTEMPTS": "2",
         },
         "email": {"SAGAPOST_AMQP_URL": amqp_url, "SAGAPOST_SMTP_HOST": "127.0.0.1", "SAGAPOST_SMTP_PORT": str(smtp)},
-        "relay-order": {"SAGAPOST_DATABASE_URL": urls["order"], "SAGAPOST_AMQP_URL": amqp_url},
-        "relay-payment": {"SAGAPOST_DATABASE_URL": urls["payment"], "SAGAPOST_AMQP_URL": amqp_url},
+        "relay-order": {"SAGAPOST_DATABASE_URL": urls["order"], "SAGAPOST_AMQP_URL": amqp_url, "SAGAPOST_LEASE_S": "2"},
+        "relay-payment": {"SAGAPOST_DATABASE_URL": urls["payment"], "SAGAPOST_AMQP_URL": amqp_url, "SAGAPOST_LEASE_S": "2"},
         "gateway": {"SAGAPOST_PAGE_PORT": "0"},
     }
     known = targets.Targets(
