@@ -298,6 +298,7 @@ async def test_what_is_different_in_aiormq_is_named(monkeypatch: pytest.MonkeyPa
 async def test_with_another_aiormq_the_plain_lane_publishes(vhost: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One warning says why, and rows are confirmed as ever."""
     monkeypatch.setattr(metadata, "version", lambda _: "7.3.0")
+    structlog.reset_defaults()  # another test may have set a level that hides warnings
 
     with structlog.testing.capture_logs() as logs:
         async with relay_lanes.connected(vhost) as broker:
