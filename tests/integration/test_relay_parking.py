@@ -1,7 +1,11 @@
 """Rows that the broker does not take: set aside with a reason, tried again, parked for a person; the others go on."""
 
+import asyncio
+import os
 import pathlib
 import re
+import subprocess
+import sys
 from typing import Any
 
 import psycopg
@@ -19,7 +23,12 @@ QUICK = {"retry_base_s": "0.1", "retry_cap_s": "0.1"}
 PATIENT = QUICK | {"retry_attempts": "1000"}
 LARGE = 20 << 20
 _PARKED = "SELECT event_id, state, reason, attempts, detail FROM outbox_parked ORDER BY id"
-_RETRY = "UPDATE outbox_parked SET state = 'waiting', attempts = 0, retry_at = now()"
+
+
+def _retry(dsn: str) -> int:
+    """Call the operator's command as a shell does."""
+    command = [sys.executable, "-m", "sagapost_ops", "outbox", "retry", "--all", "--database", "payment"]
+    return subprocess.run(command, env={**os.environ, "SAGAPOST_PAYMENT_DATABASE_URL": dsn}, check=False, timeout=60).returncode
 
 
 async def _parked(dsn: str) -> list[tuple[Any, ...]]:
@@ -49,7 +58,7 @@ async def test_one_unroutable_row_stops_no_other_of_its_shard(payment_db: str, v
 
 
 async def test_a_row_out_of_attempts_waits_for_a_person(payment_db: str, vhost: str, start_service: Start) -> None:
-    """It is parked and readiness says so; put back by hand it arrives, and readiness says nothing any more."""
+    """It is parked and readiness says so; put back by `outbox retry` it arrives, and readiness says nothing any more."""
     relay = start_service("relay", relay_kit.env(payment_db, vhost, **relay_kit.measured(**QUICK), retry_attempts="2"))
     async with await db.Connection.connect(payment_db) as conn:
         lonely = await relay_kit.put(conn, ORDER, 0, key="nobody.listens")
@@ -67,7 +76,7 @@ async def test_a_row_out_of_attempts_waits_for_a_person(payment_db: str, vhost: 
     assert await relay_kit.metric(relay, 'sagapost_relay_parked_rows{reason="unroutable",state="parked"}') == 1
     async with relay_kit.channel(vhost) as channel:
         await (await channel.get_queue(topology.ORDER_QUEUE)).bind(topology.EXCHANGE, "nobody.listens")
-    await relay_kit.run(payment_db, _RETRY)
+    assert await asyncio.to_thread(_retry, payment_db) == 0
 
     assert [each.message_id for each in await relay_kit.collect(vhost, bool)] == [lonely]
     await relay_kit.when(lambda: _none_parked(payment_db))
