@@ -103,10 +103,10 @@ async def test_a_late_commit_into_an_old_partition_is_not_lost(payment_db: str, 
     async with await db.Connection.connect(payment_db) as late:
         slow = await relay_kit.put(late, 1, 1)
         async with _writing(payment_db) as others:
-            await relay_kit.when(lambda: _is_blocked(relay, blocked=True))
-            blocked_at, before = await _turn(payment_db), len(others)
+            await relay_kit.when(lambda: _stands_at(payment_db, relay, ring.PARTITIONS - 1))
+            before = len(others)
             await relay_kit.when(lambda: _longer(others, before + 5 * BATCH))
-            assert (await _turn(payment_db), blocked_at) == (ring.PARTITIONS - 1, ring.PARTITIONS - 1)
+            assert await _turn(payment_db) == ring.PARTITIONS - 1
             await late.commit()
             await relay_kit.when(lambda: _turned(payment_db, TURNS))
             assert await _is_blocked(relay, blocked=False)
@@ -115,6 +115,11 @@ async def test_a_late_commit_into_an_old_partition_is_not_lost(payment_db: str, 
 
     assert len(found) == len(others) + 1
     assert "relay.ring_blocked" in relay.logs()
+
+
+async def _stands_at(dsn: str, relay: services.Service, turn: int) -> bool:
+    """Tell whether the ring is held up there; it may be held up for a moment elsewhere, by an ANALYZE for one."""
+    return await _turn(dsn) == turn and await _is_blocked(relay, blocked=True)
 
 
 async def _is_blocked(relay: services.Service, *, blocked: bool) -> bool:
