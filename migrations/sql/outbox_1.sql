@@ -35,7 +35,7 @@ CREATE TABLE outbox_1 PARTITION OF outbox FOR VALUES IN (1) WITH (autovacuum_vac
 CREATE TABLE outbox_2 PARTITION OF outbox FOR VALUES IN (2) WITH (autovacuum_vacuum_insert_threshold = -1);
 CREATE TABLE outbox_3 PARTITION OF outbox FOR VALUES IN (3) WITH (autovacuum_vacuum_insert_threshold = -1);
 CREATE INDEX outbox_window ON outbox (shard, xid, id);
-CREATE INDEX outbox_page ON outbox (shard, id);
+CREATE INDEX outbox_page ON outbox ((shard::integer), id); -- the cast: for the statement that names it, and for no other
 
 -- Since when each partition has been filled; NULL: it is empty and has been since its last TRUNCATE.
 CREATE TABLE outbox_bucket (

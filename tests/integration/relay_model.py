@@ -33,7 +33,7 @@ _SAVEPOINT: Final = strategies.tuples(
 _END: Final = strategies.tuples(strategies.just("end"), _WRITER, strategies.sampled_from((True, True, True, False)))
 _ELSEWHERE: Final = strategies.tuples(strategies.just("elsewhere"), strategies.sampled_from((0, 1, 300)))
 _TURN: Final = strategies.tuples(strategies.just("turn"), _RELAY, _LIMIT, strategies.booleans())
-_POLL: Final = strategies.tuples(strategies.just("poll"), _RELAY, _LIMIT, strategies.booleans())
+_POLL: Final = strategies.tuples(strategies.just("poll"), _RELAY, _LIMIT, strategies.booleans(), strategies.booleans())
 _PUBLISH: Final = strategies.tuples(strategies.just("publish"), _RELAY, _LIMIT)
 _STORE: Final = strategies.tuples(strategies.just("store"), _RELAY)
 _TAKE_OVER: Final = strategies.tuples(strategies.just("take_over"), _RELAY, strategies.sampled_from((1, len(_SHARDS))))
@@ -51,6 +51,10 @@ T = TypeVar("T")
 
 class FoundError(BaseException):
     """Carries a BrokenError past Hypothesis, which would first run the example again."""
+
+
+async def _nothing() -> None:
+    """Let nothing happen between a poll's two statements."""
 
 
 class Relay:
@@ -77,6 +81,7 @@ class Model(stateful.RuleBasedStateMachine):
         self.relays = [Relay("relay-0"), Relay("relay-1")]
         self.births = itertools.count(2)
         self.owners: dict[int, tuple[str | None, int]] = dict.fromkeys(_SHARDS, (None, 0))
+        self.leased: set[int] = set()
         self.stored = dict.fromkeys(_SHARDS, relay_readers.START)
         self.run(self._claim(self.relays[0], len(_SHARDS)))
 
@@ -134,9 +139,9 @@ class Model(stateful.RuleBasedStateMachine):
         self.run(self._claim(self.relays[which], len(_SHARDS)))
         self.run(self._turn(self.relays[which], limit, paged=paged))
 
-    def poll(self, which: int, limit: int, paged: bool) -> None:
-        """Let a relay read ahead."""
-        self.run(self._poll(self.relays[which], limit, paged=paged))
+    def poll(self, which: int, limit: int, paged: bool, crossed: bool) -> None:
+        """Let a relay read ahead; when crossed, all that is open commits between its snapshot and its rows."""
+        self.run(self._poll(self.relays[which], limit, paged=paged, between=self._commit_all if crossed else _nothing))
 
     def publish(self, which: int, limit: int) -> None:
         """Let a relay publish some of what it has read of each shard, while its lease lasts."""
@@ -166,27 +171,26 @@ class Model(stateful.RuleBasedStateMachine):
             case "restart":
                 self.relays[which] = Relay(relay.name)
             case _:
-                self.run(self.world.expire([number for number, holding in relay.held.items() if self._owns(relay, holding.lease)]))
+                self.run(self._expire([number for number, holding in relay.held.items() if self._owns(relay, holding.lease)]))
                 self.relays[which] = Relay(f"relay-{next(self.births)}")
 
     def teardown(self) -> None:
         """Let all commit, and a last relay take over: everything arrives, and then there is nothing left."""
         if self.broken:
             return
-        for writer in self.writers:
-            if writer.is_open:
-                self.broker.commit(self.run(writer.commit()))
+        self.run(self._commit_all())
         self.run(self._drain())
 
     async def _expire(self, shards: Collection[int]) -> None:
         """End leases, by the database's clock and by their owners'."""
         await self.world.expire(list(shards))
+        self.leased -= set(shards)
         for relay in self.relays:
             for shard in relay.held.keys() & set(shards):
                 relay.held[shard].in_time = False
 
     async def _drain(self) -> None:
-        await self.world.expire(_SHARDS)
+        await self._expire(_SHARDS)
         last = Relay("relay-last")
         await self._claim(last, len(_SHARDS))
         for _ in range(_ROUNDS):
@@ -198,9 +202,14 @@ class Model(stateful.RuleBasedStateMachine):
         if not self.reader.may_stall:
             self.broker.finish()
 
-    async def _poll(self, relay: Relay, limit: int, *, paged: bool) -> int:
+    async def _commit_all(self) -> None:
+        for writer in self.writers:
+            if writer.is_open:
+                self.broker.commit(await writer.commit())
+
+    async def _poll(self, relay: Relay, limit: int, *, paged: bool, between: relay_readers.Between) -> int:
         at = {shard: holding.read for shard, holding in relay.held.items() if holding.in_time}
-        pages = await self.reader.read(self.world.relay, at, limit, paged=paged) if at else {}
+        pages = await self.reader.read(self.world.relay, at, limit, paged=paged, between=between) if at else {}
         for shard, page in pages.items():
             relay.held[shard].take(page)
         return sum(len(page.rows) for page in pages.values())
@@ -210,7 +219,7 @@ class Model(stateful.RuleBasedStateMachine):
             holding.publish(self.broker, limit)
 
     async def _turn(self, relay: Relay, limit: int, *, paged: bool) -> int:
-        found = await self._poll(relay, limit, paged=paged)
+        found = await self._poll(relay, limit, paged=paged, between=_nothing)
         await self._publish(relay, 1000)
         await self._store(relay)
         return found
@@ -232,6 +241,7 @@ class Model(stateful.RuleBasedStateMachine):
     async def _renew(self, relay: Relay) -> None:
         leases = [holding.lease for holding in relay.held.values()]
         renewed = await queries.renew(self.world.relay, relay.name, leases, relay_world.LEASE_S)
+        self.leased |= renewed
         await self._look()
         self._keep(relay, renewed)
         for holding in relay.held.values():
@@ -242,12 +252,18 @@ class Model(stateful.RuleBasedStateMachine):
             return
         if self._owns(relay, holding.lease):
             self.owners[shard] = (None, holding.lease.epoch)
+            self.leased.discard(shard)
         await queries.release(self.world.relay, relay.name, holding.lease)
         await self._look()
 
     async def _claim(self, relay: Relay, limit: int) -> None:
+        free = {shard for shard in _SHARDS if shard not in relay.held and (shard not in self.leased or self.owners[shard][0] == relay.name)}
         async with self.world.relay.transaction():
             cursors = await queries.claim(self.world.relay, relay.name, list(relay.held), limit, relay_world.LEASE_S)
+        taken = {cursor.shard for cursor in cursors}
+        if not taken <= free or len(taken) != min(limit, len(free)):
+            raise relay_world.BrokenError("unfenced", f"{relay.name} may take {limit} of {free} and took {taken}")
+        self.leased |= taken
         for cursor in cursors:
             relay.held[cursor.shard] = relay_world.Holding(cursor)
             self.owners[cursor.shard] = (relay.name, self.owners[cursor.shard][1] + 1)

@@ -1,6 +1,6 @@
 """How a relay may read an outbox and store how far it came: Sagapost's own way, and broken ones that a proof must tell from it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import ClassVar, Final, LiteralString
 from uuid import UUID
 
@@ -11,6 +11,7 @@ from sagapost_chassis import db
 from sagapost_relay import queries, snapshot
 
 MAX_BYTES: Final = 1 << 20
+Between = Callable[[], Awaitable[None]]
 START: Final = queries.Position(lo=snapshot.parse(snapshot.EMPTY), hi=None, last_id=0)
 
 _BY_ID: Final = "SELECT id, event_id, 0 FROM outbox WHERE shard = %(shard)s AND id > %(id)s ORDER BY id LIMIT %(limit)s"
@@ -39,6 +40,10 @@ class Read(msgspec.Struct, frozen=True, kw_only=True):
     after: queries.Position
 
 
+async def _nothing() -> None:
+    """Stand for what may happen between a poll's two statements."""
+
+
 class WindowLog:
     """Sagapost's own: the relay's statements as they are; the window under way is read by pages, or by its ranges again."""
 
@@ -46,9 +51,12 @@ class WindowLog:
     stores_what_it_read: ClassVar[bool] = False  # instead of what has been confirmed
     may_stall: ClassVar[bool] = False  # on transactions of other databases too
 
-    async def read(self, conn: db.Connection, at: Mapping[int, queries.Position], limit: int, *, paged: bool = True) -> dict[int, Read]:
+    async def read(
+        self, conn: db.Connection, at: Mapping[int, queries.Position], limit: int, *, paged: bool = True, between: Between = _nothing
+    ) -> dict[int, Read]:
         """Poll once, up to `limit` rows of each shard."""
         hi = await queries.current_snapshot(conn)
+        await between()
         new = [(shard, position) for shard, position in at.items() if position.hi is None]
         under_way = [(shard, position) for shard, position in at.items() if position.hi is not None]
         rows = await queries.window(conn, new, hi, limit=limit, max_bytes=MAX_BYTES) if new else []
@@ -70,9 +78,12 @@ class WindowLog:
 class IdCursor(WindowLog):
     """`id > last`: passes the row of a transaction that drew its id early and commits late."""
 
-    async def read(self, conn: db.Connection, at: Mapping[int, queries.Position], limit: int, *, paged: bool = True) -> dict[int, Read]:
+    async def read(
+        self, conn: db.Connection, at: Mapping[int, queries.Position], limit: int, *, paged: bool = True, between: Between = _nothing
+    ) -> dict[int, Read]:
         """Poll once, up to `limit` rows of each shard."""
         del paged
+        await between()
         found: dict[int, Read] = {}
         for shard, position in at.items():
             rows = await (await conn.execute(_BY_ID, {"shard": shard, "id": position.last_id, "limit": limit})).fetchall()
@@ -86,9 +97,12 @@ class HorizonCursor(WindowLog):
 
     may_stall = True
 
-    async def read(self, conn: db.Connection, at: Mapping[int, queries.Position], limit: int, *, paged: bool = True) -> dict[int, Read]:
+    async def read(
+        self, conn: db.Connection, at: Mapping[int, queries.Position], limit: int, *, paged: bool = True, between: Between = _nothing
+    ) -> dict[int, Read]:
         """Poll once, up to `limit` rows of each shard."""
         del paged
+        await between()
         found: dict[int, Read] = {}
         for shard, position in at.items():
             where = {"shard": shard, "xid": str(position.lo.xmax), "id": numeric.Int8(position.last_id), "limit": limit}
@@ -108,13 +122,15 @@ class CheckpointBeforeConfirm(WindowLog):
 class NoRunning(WindowLog):
     """Takes what still ran at `lo` for finished: the ranges without their branch for pg_snapshot_xip(lo)."""
 
-    async def read(self, conn: db.Connection, at: Mapping[int, queries.Position], limit: int, *, paged: bool = True) -> dict[int, Read]:
+    async def read(
+        self, conn: db.Connection, at: Mapping[int, queries.Position], limit: int, *, paged: bool = True, between: Between = _nothing
+    ) -> dict[int, Read]:
         """Poll once, up to `limit` rows of each shard."""
         blind = {
             shard: msgspec.structs.replace(position, lo=msgspec.structs.replace(position.lo, running=frozenset()))
             for shard, position in at.items()
         }
-        return await super().read(conn, blind, limit, paged=paged)
+        return await super().read(conn, blind, limit, paged=paged, between=between)
 
 
 class NoFencing(WindowLog):

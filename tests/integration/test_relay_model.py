@@ -3,7 +3,7 @@ import os
 import pytest
 from integration import relay_model, relay_readers, relay_world
 
-EXAMPLES = int(os.environ.get("SAGAPOST_MODEL_EXAMPLES", "80"))
+EXAMPLES = int(os.environ.get("SAGAPOST_MODEL_EXAMPLES", "150"))
 # what each way of reading or storing breaks
 MUTANTS: dict[type[relay_readers.WindowLog], set[str]] = {
     relay_readers.IdCursor: {"lost"},

@@ -39,6 +39,10 @@ class Poller:
 
     async def poll(self) -> None:
         """Read until nothing is left, as a relay that is never behind."""
+        async with asyncio.timeout(20):
+            await self._poll()
+
+    async def _poll(self) -> None:
         while True:
             page = (await self._reader.read(self._conn, {SHARD: self._at}, 2))[SHARD]
             self._at = page.after
@@ -91,7 +95,7 @@ async def _windows(conn: db.Connection, polls: list[snapshot.Snapshot]) -> list[
     found: list[int] = []
     at = relay_readers.START
     for hi in polls:
-        while rows := await queries.window(conn, [(SHARD, at)], hi, limit=1, max_bytes=relay_readers.MAX_BYTES):
+        while len(found) < 9 and (rows := await queries.window(conn, [(SHARD, at)], hi, limit=1, max_bytes=relay_readers.MAX_BYTES)):
             found.append(rows[0].id)
             at = queries.Position(lo=at.lo, hi=hi, last_id=rows[0].id)
         at = queries.Position(lo=hi, hi=None, last_id=0)

@@ -22,7 +22,7 @@ SELECT o.id, o.shard, o.event_id, o.aggregate, o.type, o.routing_key, o.correlat
        n.state, n.reason, n.detail, 1, now() + random() * %(base_s)s * interval '1 second'
   FROM unnest(%(shards)s::smallint[], %(ids)s::bigint[], %(states)s::text[], %(reasons)s::text[], %(details)s::text[])
        AS n (shard, id, state, reason, detail)
-  JOIN outbox AS o ON o.shard = n.shard AND o.id = n.id
+  JOIN outbox AS o ON o.shard::integer = n.shard::integer AND o.id = n.id
     ON CONFLICT (id) DO NOTHING
 """
 # counted before it is tried, so that what ends the relay is tried a limited number of times too; full jitter
