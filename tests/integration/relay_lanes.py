@@ -128,7 +128,8 @@ async def until(condition: Callable[[], object], deadline_s: float = 10) -> None
     await polling.eventually(met, deadline_s)
 
 
-def _rabbitmqctl(node: servers.Broker, *arguments: str) -> None:
+def rabbitmqctl(node: servers.Broker, *arguments: str) -> None:
+    """Call a node's own command, wherever it runs."""
     if isinstance(node, containers.ContainerBroker):
         code, output = node.container.exec(["rabbitmqctl", *arguments])
         assert code == 0, output
@@ -144,4 +145,4 @@ def _rabbitmqctl(node: servers.Broker, *arguments: str) -> None:
 
 def disk_alarm(node: servers.Broker, *, on: bool) -> None:
     """Make a node believe that its disk is full, or not any more."""
-    _rabbitmqctl(node, "set_disk_free_limit", "1000000GB" if on else "50MB")
+    rabbitmqctl(node, "set_disk_free_limit", "1000000GB" if on else "50MB")

@@ -1,19 +1,16 @@
 """A relay beside a broker that takes nothing, or is away; and what wakes a relay that has nothing to do."""
 
 import asyncio
-import os
-import subprocess
 
 import pytest
-from integration import relay_kit
+from integration import relay_kit, relay_lanes
 from integration.relay_kit import Start
 
 from sagapost_chassis import db, outbox
 from sagapost_relay import leases
 from sagapost_relay.desk import Desk
 from sagapost_relay.settings import Settings
-from sagapost_sandbox import packages, rabbitmq
-from sagapost_sandbox.testing import containers, servers, services
+from sagapost_sandbox.testing import servers, services
 
 pytestmark = pytest.mark.anyio
 
@@ -21,17 +18,7 @@ CONFIRM_S = 1.0
 
 
 async def _rabbitmqctl(node: servers.Broker, *arguments: str) -> None:
-    if isinstance(node, containers.ContainerBroker):
-        code, output = node.container.exec(["rabbitmqctl", *arguments])
-        assert code == 0, output
-        return
-    found = packages.find_rabbitmq()
-    assert found is not None
-    assert isinstance(node, rabbitmq.Node)
-    env = {"PATH": os.environ["PATH"], "HOME": str(node.folder), "ERL_EPMD_PORT": str(node.epmd_port), "LC_ALL": "C.UTF-8"}
-    env["RABBITMQ_CONF_ENV_FILE"] = "no-such-file"
-    command = [str(found.server.with_name("rabbitmqctl")), "-n", node.nodename, *arguments]
-    await asyncio.to_thread(subprocess.run, command, env=env, check=True, capture_output=True, timeout=30)
+    await asyncio.to_thread(relay_lanes.rabbitmqctl, node, *arguments)
 
 
 async def test_a_broker_that_takes_nothing_or_restarts_costs_no_message(

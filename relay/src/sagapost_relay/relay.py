@@ -28,7 +28,7 @@ class Relay:
         self._config = config
         self._owner = owner
         self._desk = Desk(config, owner)
-        self._settled = 0  # rows parked for good, as last counted
+        self._parked = 0  # rows parked for good, as last counted
 
     async def turns(self) -> bool:
         """Tell whether the loops turn: they polled and renewed within the last seconds."""
@@ -41,7 +41,7 @@ class Relay:
 
     async def nothing_parked(self) -> bool:
         """Tell whether no row waits for a person."""
-        return self._settled == 0
+        return self._parked == 0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Relay until `stop` is set, across outages of the database and the broker.
@@ -151,7 +151,7 @@ class Relay:
             metrics.PARKED.clear()
             for (state, reason), number in counts.items():
                 metrics.PARKED.labels(state, reason).set(number)
-            self._settled = sum(number for (state, _), number in counts.items() if state == "parked")
+            self._parked = sum(number for (state, _), number in counts.items() if state == "parked")
             await asyncio.sleep(SURVEY_S)
 
 
