@@ -81,6 +81,7 @@ def _tables(figures: summary.Figures) -> list[str]:
     holding = ("drain/s", "p50 ms", "p99 ms", "dead tuples", "rows rewritten or deleted")
     volume = (("per_s", "{:,.0f}"), ("cpu_us", "{:.0f}"), ("resident_mib", "{:.0f}"), ("resident_early_mib", "{:.0f}"))
     volumes = ("drain/s", "relay CPU µs/msg", "resident MiB, highest", "early")
+    beside = (("p50_ms", "{:.2f}"), ("p99_ms", "{:.2f}"), ("set_aside", "{:.0f}"))
     odd = ("unroutable", "silently_lost", "set_aside", "waiting", "stalled")
     cost = (("outbox_per_s", "{:,.0f}"), ("plain_per_s", "{:,.0f}"), ("ratio", "{:.3f}"))
     return [
@@ -88,6 +89,7 @@ def _tables(figures: summary.Figures) -> list[str]:
         _section(figures, "Commit → received", "latency", (*waits, ("idle_cpu_percent", "{:.1f}")), (*waited, "relay CPU % idle")),
         _section(figures, "Contention", "contention", tuple((key, "{:,.0f}") for key in faults), faults),
         _section(figures, "Unroutable", "unroutable", tuple((key, "{:.0f}") for key in odd), odd),
+        _section(figures, "Beside unroutable rows, 200/s", "beside_unroutable", beside, ("p50 ms", "p99 ms", "set aside")),
         _section(figures, "Another session holds a snapshot", "held_snapshot", held, holding),
         _section(figures, "Another session holds a write transaction", "held_write", held, holding),
         _section(figures, "Backlog", "backlog", volume, volumes),

@@ -22,6 +22,7 @@ MEASURES: Final[Mapping[str, Measure]] = {
     "latency": latency.measure,
     "contention": contention.measure,
     "unroutable": odd.unroutable,
+    "beside_unroutable": odd.beside,
     "held_snapshot": held.snapshot,
     "held_write": held.write,
     "backlog": volume.backlog,

@@ -190,6 +190,7 @@ def _other_goals(figures: Figures) -> list[Goal]:
     contention = [figures.median("contention", OURS, key) for key in ("lost", "phantoms", "inversions")]
     cost = figures.median("cost", OURS, "ratio")
     lost = figures.median("unroutable", OURS, "silently_lost")
+    beside = figures.ratio("beside_unroutable", "p99_ms", (OURS, "with"), (OURS, "without"))
     return [
         _goal(
             "a checkout's transaction against one with a plain insert",
@@ -202,6 +203,7 @@ def _other_goals(figures: Figures) -> list[Goal]:
         _goal("resident memory in the large backlog, highest against early", "flat (≤ 110 %)", grown, lambda at: at <= 1.1, "{:.0%}"),
         _goal("inversions, losses and phantoms under contention", "0", _sum(contention), lambda at: at == 0, "{:.0f}"),
         _goal("unroutable, silently lost", "0 of 30", lost, lambda at: at == 0, "{:.0f}"),
+        _goal("p99 latency of others beside unroutable rows", "≤ 105 % of without", beside, lambda at: at <= 1.05, "{:.1%}"),
         Goal(name="kill -9, SIGSTOP, TCP cut", goal="0 lost, 0 inversions", measured="by the fault tests, not here", reached=None),
     ]
 

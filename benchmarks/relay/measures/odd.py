@@ -1,7 +1,10 @@
 """Odd: messages that no queue takes, and what adding a message costs the one who adds it."""
 
+import contextlib
 import functools
+import itertools
 import pathlib
+import threading
 import time
 from collections.abc import Iterator
 from typing import Final
@@ -17,12 +20,24 @@ EACH: Final = 100
 UNROUTABLE: Final = ROWS // EACH
 _SETTLE_S: Final = 2.0
 _DELIVERED_S: Final = 30.0
+RATE_PER_S: Final = 200
+_NOWHERE: Final = 6_000_000  # the sequences of rows that go nowhere
+_EACH_S: Final = 0.05
 
 
 def unroutable(bench: benches.Bench, repeat: int) -> Iterator[benches.Sample]:
     """Let each contender relay rows of which every hundredth goes nowhere."""
     for contender in bench.turn(bench.contenders, repeat):
         yield bench.sample("unroutable", contender.name, repeat, functools.partial(_nowhere, bench, contender))
+
+
+def beside(bench: benches.Bench, repeat: int) -> Iterator[benches.Sample]:
+    """Write at a rate, with other rows in between that no queue takes, and with as many that one does."""
+    for contender in bench.named("sagapost"):
+        for case in bench.turn(("without", "with"), repeat):
+            yield bench.sample(
+                "beside_unroutable", contender.name, repeat, functools.partial(_beside, bench, contender, case, repeat), case=case
+            )
 
 
 def cost(bench: benches.Bench, repeat: int) -> Iterator[benches.Sample]:
@@ -53,6 +68,36 @@ def _nowhere(bench: benches.Bench, contender: contenders.Contender) -> dict[str,
     }
     # one that stands still has lost nothing yet: it delivers nothing either
     return values | ({"silently_lost": max(0, UNROUTABLE - aside - waiting)} if whole else {})
+
+
+def _beside(bench: benches.Bench, contender: contenders.Contender, case: str, repeat: int) -> dict[str, float]:
+    here = bench.world
+    with here.database(bench.templates[contender.name]) as dsn, here.queue() as queue:
+        here.settle()
+        with _disturbing(contender, dsn, unroutable=int(case == "with")):
+            values = latency.at_rate(bench, contender, dsn, queue, rate=RATE_PER_S, seconds=bench.options.seconds, seed=repeat)
+        return values | {"set_aside": world.number(dsn, contender.aside)}
+
+
+@contextlib.contextmanager
+def _disturbing(contender: contenders.Contender, dsn: str, *, unroutable: int) -> Iterator[None]:
+    """Add a row each 50 ms, spread over all shards; 1: it goes nowhere."""
+    stop = threading.Event()
+
+    def add() -> None:
+        with world.connect(dsn) as conn:
+            for number in itertools.count(_NOWHERE):
+                running.insert(conn, contender, number, number, unroutable=unroutable)
+                if stop.wait(_EACH_S):
+                    return
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _cost(bench: benches.Bench, contender: contenders.Contender, repeat: int) -> dict[str, float]:

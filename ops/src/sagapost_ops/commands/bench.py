@@ -14,7 +14,18 @@ from sagapost_ops.commands import options
 from sagapost_sandbox import errors as sandbox_errors
 from sagapost_sandbox import packages
 
-MEASURES: Final = ("drain", "latency", "contention", "unroutable", "held_snapshot", "held_write", "backlog", "relays", "cost")
+MEASURES: Final = (
+    "drain",
+    "latency",
+    "contention",
+    "unroutable",
+    "beside_unroutable",
+    "held_snapshot",
+    "held_write",
+    "backlog",
+    "relays",
+    "cost",
+)
 
 
 @click.group(
