@@ -13,6 +13,21 @@ from sagapost_chassis import topology
 from sagapost_sandbox import databases
 from sagapost_sandbox.testing import servers
 
+IMPATIENT = {
+    "order": {
+        "SAGAPOST_PAY_WINDOW_S": "9",
+        "SAGAPOST_NOTIFY_S": "1.5",
+        "SAGAPOST_NOTIFY_MAX_S": "1.5",
+        "SAGAPOST_NOTIFY_ATTEMPTS": "1",
+        "SAGAPOST_NOTIFY_PARKED_S": "2",
+        "SAGAPOST_COMPENSATE_S": "0.5",
+        "SAGAPOST_COMPENSATE_MAX_S": "1",
+        "SAGAPOST_COMPENSATE_ATTEMPTS": "4",
+        "SAGAPOST_COMPENSATE_PARKED_S": "1",
+    },
+    "payment": {"SAGAPOST_PROVIDER_TIMEOUT_S": "1", "SAGAPOST_PROVIDER_ATTEMPTS": "50", "SAGAPOST_LOOK_S": "2"},
+}
+
 
 @pytest.fixture(scope="module")
 def stack(
@@ -32,9 +47,22 @@ def fragile_stack(
         yield made
 
 
+@pytest.fixture(scope="module")
+def impatient_stack(
+    tmp_path_factory: pytest.TempPathFactory, database_server: servers.Databases, broker: servers.Broker, templates: Mapping[str, str]
+) -> Generator[stacks.Stack]:
+    """Run a stack whose sagas wait seconds where the usual ones wait minutes, for the tests of a module."""
+    with _running(tmp_path_factory.mktemp("impatient"), database_server, broker, templates, IMPATIENT) as made:
+        yield made
+
+
 @contextlib.contextmanager
 def _running(
-    folder: pathlib.Path, database_server: servers.Databases, broker: servers.Broker, templates: Mapping[str, str]
+    folder: pathlib.Path,
+    database_server: servers.Databases,
+    broker: servers.Broker,
+    templates: Mapping[str, str],
+    changes: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Generator[stacks.Stack]:
     mark = uuid.uuid4().hex[:8]
     urls: dict[str, str] = {}
@@ -43,7 +71,7 @@ def _running(
         urls[service] = database_server.dsn(f"{service}_user", f"{service}_password", f"{service}_{mark}")
     amqp_url = broker.create_vhost(f"stack-{mark}")
     asyncio.run(topology.declare(amqp_url))
-    made = stacks.make(folder, urls, amqp_url, broker)
+    made = stacks.make(folder, urls, amqp_url, broker, changes)
     try:
         yield made.start_all()
     finally:

@@ -71,11 +71,33 @@ class Stack:
 
     def checkout(self, payment_method: str = "pm_card_ok") -> tuple[int, dict[str, Any]]:
         """Buy one laptop."""
-        email = f"{uuid.uuid4().hex}@example.com"
+        name = "".join(chr(ord("a") + int(digit, 16)) for digit in uuid.uuid4().hex)  # thirteen digits in a row may look like a card
+        email = f"{name}@example.com"
         status, answer = self.call("POST", "/api/checkout", {**CART, "user_email": email, "payment_method": payment_method})
         if status == 202:
             self.accepted.append(uuid.UUID(answer["saga_id"]))
         return status, answer
+
+    def cancel(self, order_id: int) -> int:
+        """Ask for an order's cancellation, and give the status of the answer."""
+        return self.call("POST", f"/api/orders/{order_id}/cancel")[0]
+
+    def reached(self, saga_id: str, *wanted: str, deadline_s: float = 60) -> dict[str, Any]:
+        """Wait until a saga is in one of these states, and give it."""
+
+        def found() -> dict[str, Any] | None:
+            status, saga = self.call("GET", f"/api/sagas/{saga_id}")
+            return saga if status == 200 and saga["state"] in wanted else None
+
+        return polling.eventually(found, deadline_s) or {}
+
+    def provider_behaves(self, **behaviour: object) -> None:
+        """Make the provider misbehave from now on; without arguments it behaves again."""
+        _put(str(self.known.provider_url), "/v1/behaviour", behaviour)
+
+    def mailbox_behaves(self, **behaviour: object) -> None:
+        """Make the mail server misbehave from now on; without arguments it behaves again."""
+        _put(str(self.known.mailbox_url), "/behaviour", behaviour)
 
     def traced_checkout(self, traceparent: str) -> dict[str, Any]:
         """Buy one laptop as part of the caller's trace."""
@@ -86,12 +108,7 @@ class Stack:
 
     def ended(self, saga_id: str, deadline_s: float = 60) -> dict[str, Any]:
         """Wait until a saga has ended, and give it."""
-
-        def found() -> dict[str, Any] | None:
-            status, saga = self.call("GET", f"/api/sagas/{saga_id}")
-            return saga if status == 200 and saga["state"] in ENDED else None
-
-        return polling.eventually(found, deadline_s) or {}
+        return self.reached(saga_id, *ENDED, deadline_s=deadline_s)
 
     def movements(self, saga_id: str) -> list[dict[str, Any]]:
         """Give what the provider's own ledger says of a saga."""
@@ -123,10 +140,27 @@ class Stack:
         return found
 
 
-def make(folder: pathlib.Path, urls: Mapping[str, str], amqp_url: str, broker: servers.Broker) -> Stack:
-    """Put a stack together on these databases, this virtual host, and a provider and a mailbox of its own."""
+def _put(url: str, path: str, body: object) -> None:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+    connection.request("PUT", path, json.dumps(body), {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    assert answer.status < 300, answer.read()
+    connection.close()
+
+
+def make(
+    folder: pathlib.Path,
+    urls: Mapping[str, str],
+    amqp_url: str,
+    broker: servers.Broker,
+    changes: Mapping[str, Mapping[str, str]] | None = None,
+) -> Stack:
+    """Put a stack together on these databases, this virtual host, and a provider and a mailbox of its own.
+
+    `changes`: variables by service, beside or instead of the usual ones.
+    """
     provider, http_mail, smtp = ports.trial(3)
-    environments = {
+    environments: dict[str, dict[str, str]] = {
         "sagapost_sandbox.provider": {"SAGAPOST_PORT": str(provider), "SAGAPOST_PROVIDER_LEDGER": str(folder / "provider.jsonl")},
         "sagapost_sandbox.mailbox": {
             "SAGAPOST_PORT": str(http_mail),
@@ -154,4 +188,6 @@ def make(folder: pathlib.Path, urls: Mapping[str, str], amqp_url: str, broker: s
         provider_url=f"http://127.0.0.1:{provider}",
         mailbox_url=f"http://127.0.0.1:{http_mail}",
     )
+    for name, variables in (changes or {}).items():
+        environments[name].update(variables)
     return Stack(folder, environments, known)

@@ -1,11 +1,16 @@
 """Whatever the payment provider answers, or does not, the saga ends truthfully and nothing is charged twice."""
 
+import re
+from collections import defaultdict
 from typing import Any, Final
 
+import psycopg
 import pytest
 from faults.stack import Stack
 
-from sagapost_sandbox.testing import polling
+from sagapost_sandbox.testing import polling, servers
+
+MEASURED: Final = 20
 
 CASES: Final = {
     "pm_card_ok": ("notified", ["charge"]),
@@ -18,6 +23,20 @@ CASES: Final = {
     "pm_hang": ("compensated", []),
     "pm_poison": ("compensated", []),
 }
+
+
+def test_a_checkout_costs_five_write_commits(stack: Stack, database_server: servers.Databases) -> None:
+    """Order, intent, result, paid, notified: counted in the server's own log, without what the relays note about themselves."""
+    names = [str(url).rpartition("/")[2] for url in (stack.known.order_database_url, stack.known.payment_database_url)]
+    stack.ended(stack.checkout()[1]["saga_id"])  # whatever a first one costs more
+    with psycopg.connect(database_server.admin_dsn, autocommit=True) as admin:
+        admin.execute("CREATE EXTENSION IF NOT EXISTS pg_walinspect")
+        start = _lsn(admin)
+        for answer in [stack.checkout()[1] for _ in range(MEASURED)]:
+            stack.ended(answer["saga_id"])
+        commits = _write_commits(admin, start, _lsn(admin), names, _relays_own(database_server, names))
+
+    assert commits == MEASURED * 5
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +69,37 @@ def test_every_invariant_holds_after_all_of_them(checkouts: dict[str, dict[str, 
         stack.ended(answer["saga_id"], 90)
 
     stack.verified()
+
+
+def _lsn(admin: psycopg.Connection[Any]) -> str:
+    found = admin.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
+    assert found is not None
+    return str(found[0])
+
+
+def _relays_own(server: servers.Databases, names: list[str]) -> set[str]:
+    """Give the files, as database/file, of what a relay writes for itself: cursors, leases, and their indexes."""
+    files: set[str] = set()
+    for name in names:
+        with psycopg.connect(f"{server.admin_dsn.rpartition('/')[0]}/{name}") as conn:
+            found = conn.execute(
+                "SELECT d.oid || '/' || pg_relation_filenode(c.oid) FROM pg_class AS c, pg_database AS d"
+                " WHERE d.datname = current_database() AND c.relkind IN ('r', 'i')"
+                " AND (c.relname LIKE 'outbox_cursor%' OR c.relname LIKE 'outbox_relay%' OR c.relname LIKE 'outbox_bucket%')"
+            )
+            files |= {file for (file,) in found}
+    return files
+
+
+def _write_commits(admin: psycopg.Connection[Any], start: str, end: str, names: list[str], relays_own: set[str]) -> int:
+    """Count the transactions that committed and wrote to these databases, other than to the relays' own tables alone."""
+    oids = {str(oid) for (oid,) in admin.execute("SELECT oid FROM pg_database WHERE datname = ANY(%s)", (names,))}
+    records = admin.execute(
+        "SELECT xid::text, resource_manager, record_type, coalesce(block_ref, '') FROM pg_get_wal_records_info(%s::pg_lsn, %s::pg_lsn)",
+        (start, end),
+    ).fetchall()
+    committed = {xid for xid, manager, kind, _ in records if manager == "Transaction" and kind.startswith("COMMIT")}
+    touched: dict[str, set[str]] = defaultdict(set)
+    for xid, _, _, blocks in records:
+        touched[xid] |= {f"{oid}/{file}" for oid, file in re.findall(r"rel \d+/(\d+)/(\d+)", blocks) if oid in oids}
+    return sum(bool(touched[xid] - relays_own) for xid in committed)

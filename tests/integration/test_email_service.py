@@ -14,6 +14,7 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 import aio_pika
+import msgspec
 import pytest
 
 from sagapost_chassis import amqp, consuming, ids
@@ -133,8 +134,8 @@ async def test_a_repeat_is_the_same_mail_and_the_same_event(outlets: handlers.Ou
     assert len({message_id for message_id, _, _ in await told(vhost)}) == 1
 
 
-async def test_a_command_sends_the_named_mail_and_tells_anew(outlets: handlers.Outlets, mailbox: services.Service, vhost: str) -> None:
-    """RequestNotification mails again under the same Message-ID; its outcome is an event of its own."""
+async def test_a_command_tells_anew_and_sends_what_nobody_sent(outlets: handlers.Outlets, mailbox: services.Service, vhost: str) -> None:
+    """RequestNotification for a mail that went out is answered by an event of its own; a process that knows of none sends it."""
     event = paid()
     command = events.RequestNotification(
         order_id=1042, saga_id=event.saga_id, template=events.RECEIPT, user_email="test@example.com", attempt=2, amount=Decimal("1299.99")
@@ -142,10 +143,13 @@ async def test_a_command_sends_the_named_mail_and_tells_anew(outlets: handlers.O
 
     await handlers.on_payment_processed(outlets, delivery_of(event), event)
     await handlers.on_request_notification(outlets, delivery_of(command), command)
+    assert len(mails(mailbox, event.saga_id)) == 1
+    restarted = msgspec.structs.replace(outlets, recent=recent.Recent())
+    await handlers.on_request_notification(restarted, delivery_of(command), command)
 
     assert len(mails(mailbox, event.saga_id)) == 2
     assert len({mail["message_id"] for mail in mails(mailbox, event.saga_id)}) == 1
-    assert len({message_id for message_id, _, _ in await told(vhost)}) == 2
+    assert len({message_id for message_id, _, _ in await told(vhost)}) == 3
 
 
 async def test_a_cancelled_order_brings_its_mail(outlets: handlers.Outlets, mailbox: services.Service, vhost: str) -> None:

@@ -12,6 +12,7 @@ JSON = ("Content-Type", "application/json")
 CART = b'{"user_id": 1, "user_email": "test@example.com", "items": [{"product_id": 1, "quantity": 1, "price": "1299.99"}]}'
 LIMIT_BYTES = 64 * 1024
 SAGA = "/api/sagas/0193b1c2-7d4e-7a10-9f0e-5f2f6c1d8a11"
+OPERATED = SAGA.replace("/api/", "/api/ops/")
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,21 @@ def test_a_body_over_64_kib_is_413_without_a_length_too(gateway: services.Servic
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [(method, "/api/checkout", "POST") for method in ("GET", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND")]
-    + [("POST", path, "GET") for path in (SAGA, "/api/orders/1", "/api/orders/1/status", "/api/products", "/api/products/1", "/docs", "/")],
+    + [("GET", path, "POST") for path in (f"{OPERATED}/retry", f"{OPERATED}/mark-refunded", "/api/orders/1/cancel")]
+    + [
+        ("POST", path, "GET")
+        for path in (
+            SAGA,
+            f"{SAGA}/events",
+            "/api/ops/sagas",
+            "/api/orders/1",
+            "/api/orders/1/status",
+            "/api/products",
+            "/api/products/1",
+            "/docs",
+            "/",
+        )
+    ],
 )
 def test_another_method_is_405_and_says_which_are_allowed(gateway: services.Service, method: str, path: str, allowed: str) -> None:
     """A known path with another method names the right one."""
@@ -177,6 +192,11 @@ def test_a_path_that_is_not_exactly_a_route_is_404(gateway: services.Service, pa
         "/api/products/x",
         "/api/sagas/x",
         "/api/sagas/..%2Forders%2F1",
+        "/api/sagas/x/events",
+        f"{SAGA}/events/",
+        f"{SAGA}/nothing",
+        "/api/ops",
+        OPERATED,
     ],
 )
 def test_an_impossible_identifier_is_404_without_a_call(gateway: services.Service, path: str) -> None:
@@ -184,6 +204,25 @@ def test_an_impossible_identifier_is_404_without_a_call(gateway: services.Servic
     answer = send(gateway.port, "GET", path)
 
     assert (answer.status, answer.problem()) == (404, "not-found")
+
+
+@pytest.mark.parametrize("path", ["/api/orders/x/cancel", "/api/ops/sagas/x/retry", f"{OPERATED}/explode", f"{OPERATED}/retry/"])
+def test_what_cannot_be_acted_on_is_404_without_a_call(gateway: services.Service, path: str) -> None:
+    """The same holds for what would change something."""
+    answer = send(gateway.port, "POST", path, (JSON,), b'{"reason": "x"}')
+
+    assert (answer.status, answer.problem()) == (404, "not-found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", f"{SAGA}/events"), ("GET", "/api/ops/sagas"), ("POST", f"{OPERATED}/retry"), ("POST", "/api/orders/1/cancel")],
+)
+def test_without_the_order_service_every_operation_is_503(gateway: services.Service, method: str, path: str) -> None:
+    """A stream too says so before it begins."""
+    answer = send(gateway.port, method, path)
+
+    assert (answer.status, answer.problem()) == (503, "order-service-unavailable")
 
 
 def test_broken_http_is_400(gateway: services.Service) -> None:

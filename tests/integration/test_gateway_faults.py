@@ -1,5 +1,6 @@
 import contextlib
 import http.client
+import re
 import socket
 import threading
 import time
@@ -11,14 +12,17 @@ import pytest
 from sagapost_sandbox.testing import services
 
 CART = b'{ "user_id": 1,\t"user_email": "test@example.com", "items": [{"product_id": 1, "quantity": 1, "price": 1299.990}]}'
+SAGA = "/api/sagas/0193b1c2-7d4e-7a10-9f0e-5f2f6c1d8a11"
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 SENT = {
     "Content-Type": "application/json; charset=UTF-8",
     "Idempotency-Key": '"8e03978e-40d5-43e8-bc93-6894a57f9324"',
+    "If-Match": '"3"',
     "traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01",
     "Cookie": "session=1",
     "Authorization": "Bearer sp_x",
     "X-Forwarded-For": "10.0.0.1",
+    "Sagapost-Client": "mallory",
 }
 LIVE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
@@ -148,7 +152,44 @@ def test_a_checkout_is_forwarded_byte_for_byte_with_the_named_headers_only(
     assert headers["idempotency-key"] == "8e03978e-40d5-43e8-bc93-6894a57f9324"
     assert headers["traceparent"].split("-")[1] == TRACE_ID
     assert headers["traceparent"] != SENT["traceparent"]
-    assert set(headers) <= {"host", "accept", "content-type", "content-length", "idempotency-key", "traceparent"}
+    assert headers["sagapost-client"] == "demo"
+    assert set(headers) <= {"host", "accept", "content-type", "content-length", "idempotency-key", "traceparent", "sagapost-client"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/api/products"),
+        ("GET", "/api/orders/1"),
+        ("GET", "/api/orders/1/status"),
+        ("POST", "/api/orders/1/cancel"),
+        ("GET", SAGA),
+        ("GET", f"{SAGA}/events"),
+        ("GET", "/api/ops/sagas"),
+        ("POST", f"{SAGA.replace('/api/', '/api/ops/')}/retry"),
+    ],
+)
+def test_no_header_that_a_client_made_up_is_forwarded(gateway: services.Service, in_front_of: Misbehave, method: str, path: str) -> None:
+    """Whoever a client says it is, no operation tells the order service so."""
+    stranger = in_front_of(b"")
+
+    _send(gateway, method, path)
+
+    request = stranger.seen[0].decode().lower()
+    assert not re.search(r"mallory|10\.0\.0\.1|session|bearer", request)
+
+
+def test_what_an_operator_sends_is_forwarded_as_it_is(gateway: services.Service, in_front_of: Misbehave) -> None:
+    """Body and version are the order service's to judge."""
+    stranger = in_front_of(b"")
+
+    _send(gateway, "POST", f"{SAGA.replace('/api/', '/api/ops/')}/compensate")
+
+    head, _, body = stranger.seen[0].partition(b"\r\n\r\n")
+    assert head.startswith(f"POST {SAGA.removeprefix('/api')}/compensate HTTP/1.1".encode())
+    assert body == CART
+    assert b'If-Match: "3"' in head
+    assert b"Sagapost-Client: demo" in head
 
 
 def test_a_post_is_sent_once_when_the_connection_breaks(gateway: services.Service, in_front_of: Misbehave) -> None:
@@ -174,20 +215,48 @@ def test_a_post_is_sent_once_when_the_connection_breaks(gateway: services.Servic
     ],
     ids=["500", "503", "redirect", "cut", "not-http", "bad-chunk"],
 )
-@pytest.mark.parametrize("method", ["POST", "GET"])
+@pytest.mark.parametrize(("method", "path"), [("POST", "/api/checkout"), ("GET", "/api/products"), ("GET", f"{SAGA}/events")])
 def test_a_failing_order_service_is_503_and_nothing_of_it_leaks(
-    gateway: services.Service, in_front_of: Misbehave, answer: bytes, method: str
+    gateway: services.Service, in_front_of: Misbehave, answer: bytes, method: str, path: str
 ) -> None:
     """Whatever comes back that is no answer for the client becomes one problem of our own."""
     stranger = in_front_of(answer)
 
-    status, headers, body = _send(gateway, method, "/api/checkout" if method == "POST" else "/api/products")
+    status, headers, body = _send(gateway, method, path)
 
     assert (status, headers["retry-after"]) == (503, "1")
     assert msgspec.json.decode(body)["type"] == "/problems/order-service-unavailable"
     assert b"secret" not in body
     assert "location" not in headers
     assert not any(b"/secret" in request for request in stranger.seen)
+
+
+def test_a_stream_that_breaks_off_ends(gateway: services.Service, in_front_of: Misbehave) -> None:
+    """What had come has been passed on; the client asks again from there."""
+    in_front_of(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 900\r\n\r\nid: 1\n\n")
+
+    status, headers, body = _send(gateway, "GET", f"{SAGA}/events")
+
+    assert (status, headers["content-type"].partition(";")[0], body) == (200, "text/event-stream", b"id: 1\n\n")
+
+
+def test_a_stream_that_does_not_begin_is_504(gateway: services.Service, in_front_of: Misbehave) -> None:
+    """The deadline holds for the beginning of a stream as for any answer."""
+    in_front_of(None)
+
+    status, _, body = _send(gateway, "GET", f"{SAGA}/events")
+
+    assert (status, msgspec.json.decode(body)["type"]) == (504, "/problems/upstream-timeout")
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"), [("/api/orders/1/cancel", "repeating it is safe"), ("/api/ops/sagas/" + SAGA[-36:] + "/retry", "look at the saga")]
+)
+def test_what_may_have_taken_effect_says_what_to_do(gateway: services.Service, in_front_of: Misbehave, path: str, advice: str) -> None:
+    """A client that got no answer learns whether it may repeat its request."""
+    in_front_of(b"")
+
+    assert advice in msgspec.json.decode(_send(gateway, "POST", path)[2])["detail"]
 
 
 def test_a_refusal_that_is_no_problem_document_becomes_one(gateway: services.Service, in_front_of: Misbehave) -> None:

@@ -2,20 +2,46 @@
 
 import contextlib
 from collections.abc import Generator, Mapping
+from decimal import Decimal
 from uuid import uuid4, uuid5
 
 import aio_pika
 import msgspec
 import psycopg
 import pytest
-from integration import ops_books
-from integration.ops_books import STRANGERS, TOTAL, WRONG, Books
+from integration import ops_books, ops_wrong
+from integration.ops_books import STRANGERS, TOTAL, Books
+from integration.ops_wrong import WRONG
 
 from sagapost_contracts import topology
 from sagapost_ops import errors, evidence, verify
 from sagapost_ops.invariants.outcome import Expectations
 from sagapost_sandbox import databases
 from sagapost_sandbox.testing import servers, services
+
+REFUNDED = (
+    "WITH refund AS ("
+    "    INSERT INTO ledger (order_id, kind, amount, currency, transaction_id) VALUES (%(order_id)s, 'refund', %(total)s, 'USD', 're')"
+    ") UPDATE payments SET status = 'refunded' WHERE order_id = %(order_id)s"
+)
+BY_HAND = (
+    (
+        "INSERT INTO saga_history (saga_id, seq, from_state, to_state, event, outcome, source, actor, reason, facts, at) "
+        "SELECT saga_id, 4, 'notified', 'compensating', 'OperatorCompensate', 'applied', 'operator', 'ann', 'test', facts, at "
+        "  FROM saga_history WHERE saga_id = %(saga)s AND seq = 3"
+    ),
+    (
+        "INSERT INTO saga_history (saga_id, seq, from_state, to_state, event, outcome, source, actor, reason, facts, at) "
+        "SELECT saga_id, 5, 'compensating', 'compensated', 'OperatorMarkRefunded', 'applied', 'operator', 'ann', 'test', "
+        "       facts || jsonb_build_object('refunded', facts ->> 'captured'), at "
+        "  FROM saga_history WHERE saga_id = %(saga)s AND seq = 3"
+    ),
+    "UPDATE sagas SET state = 'compensated', refunded = captured, version = 5 WHERE id = %(saga)s",
+)
+WAIVED = (
+    "UPDATE saga_history SET event = %(event)s, outcome = %(outcome)s WHERE saga_id = %(saga)s AND seq = 3",
+    "UPDATE sagas SET notified_at = NULL WHERE id = %(saga)s",
+)
 
 
 @pytest.fixture
@@ -85,6 +111,99 @@ def test_a_second_charge_at_the_provider_is_found(books: Books, provider: servic
     ops_books.charge(provider, books.values["saga"], key="a second key")
 
     assert f"saga {books.values['saga']} has 2 charges at the provider" in books.violations()[3]
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_surplus_charge_is_right_only_where_it_is_noted(books: Books, provider: services.Service, *, noted: bool) -> None:
+    """A second charge that went back is fine when payment has written it down, and a violation when it has not."""
+    charge_id = ops_books.charge(provider, books.values["saga"], key="a second key")
+    ops_books.refund(provider, books.values["saga"], charge_id)
+    books.values["surplus"] = charge_id
+    if noted:
+        books.change("payment", ops_wrong.NOTED)
+
+    found = books.violations()
+
+    assert (found == {}) == noted
+    assert noted or f"saga {books.values['saga']} has 2 charges at the provider" in found[3]
+
+
+def test_a_surplus_charge_that_was_kept_is_found(books: Books, provider: services.Service) -> None:
+    """What payment has noted as given back must have gone back at the provider, to the cent."""
+    books.values["surplus"] = ops_books.charge(provider, books.values["saga"], key="a second key")
+    ops_books.refund(provider, books.values["saga"], books.values["surplus"], Decimal("1299.98"))
+    books.change("payment", ops_wrong.NOTED)
+
+    assert any("the provider took 1299.99 and gave back 1299.98" in violation for violation in books.violations()[3])
+
+
+def test_a_refund_of_another_charge_is_found(books: Books, provider: services.Service) -> None:
+    """A refund that our ledger has must be of the charge that it has, not of one that a forgetful provider made beside it."""
+    other = ops_books.charge(provider, books.values["saga"], key="a second key")
+    ops_books.refund(provider, books.values["saga"], other)
+    books.change("payment", REFUNDED)
+
+    assert any(f"a refund of charge {books.values['charge']} in our ledger, {other}" in line for line in books.violations()[3])
+
+
+@pytest.mark.parametrize("twice", [True, False])
+def test_money_given_back_by_hand_counts_once(books: Books, provider: services.Service, *, twice: bool) -> None:
+    """What an operator gave back needs no refund at the provider; if the provider gives it back as well, that is a violation."""
+    books.change("order", *BY_HAND)
+    if twice:
+        ops_books.refund(provider, books.values["saga"], books.values["charge"])
+        books.change("payment", REFUNDED)
+
+    found = books.violations().get(3, ())
+
+    both = f"refunded; the ledger has {TOTAL}, {TOTAL * 2}, {TOTAL} of it by hand"
+    assert any(both in violation for violation in found) == twice
+    assert bool(found) == twice
+
+
+@pytest.mark.parametrize(
+    ("event", "outcome", "right"),
+    [("OperatorWaiveNotify", "applied", True), ("OperatorWaiveNotify", "ignored", False), ("EmailSent", "applied", False)],
+)
+def test_only_a_waived_receipt_may_be_missing(  # the fixture's order has one
+    order_db: str, payment_db: str, provider: services.Service, mailbox: services.Service, *, event: str, outcome: str, right: bool
+) -> None:
+    """A finished order without a mail is right when an operator has waived the receipt, and in no other case."""
+    books = ops_books.write(order_db, payment_db, provider, mailbox, has_receipt=False)
+    books.values.update({"event": event, "outcome": outcome})
+    books.change("order", *WAIVED)
+
+    missing = f"saga {books.values['saga']} is notified and no receipt was accepted"
+
+    assert (missing not in books.violations().get(5, ())) == right
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        (*WAIVED, "UPDATE sagas SET notified_at = now() WHERE id = %(saga)s"),
+        ("UPDATE sagas SET state = 'compensated', refunded = captured WHERE id = %(saga)s",),
+    ],
+    ids=["waived", "compensated"],
+)
+def test_a_receipt_that_was_reported_must_be_there(
+    *, order_db: str, payment_db: str, provider: services.Service, mailbox: services.Service, statements: tuple[str, ...]
+) -> None:
+    """What counts as sent is looked for, whether the receipt was waived as well or the order taken back since."""
+    books = ops_books.write(order_db, payment_db, provider, mailbox, has_receipt=False)
+    books.values.update({"event": "OperatorWaiveNotify", "outcome": "applied"})
+    books.change("order", *statements)
+
+    assert f"saga {books.values['saga']} is notified and no receipt was accepted" in books.violations()[5]
+
+
+def test_deadlines_may_pass_while_nobody_sweeps(books: Books) -> None:
+    """With the services down on purpose a deadline that has passed is no violation: nobody can have kept it."""
+    overdue = "UPDATE sagas SET state = 'notify_failed', deadline_at = now() - interval '1 minute', deadline_kind = 'notify'"
+    books.change("order", overdue)
+
+    assert 2 in books.violations()
+    assert 2 not in books.violations(Expectations(strangers=True, consumers=False))
 
 
 def test_a_charge_for_nobody_is_found_unless_strangers_are_expected(books: Books, provider: services.Service) -> None:

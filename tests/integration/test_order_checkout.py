@@ -80,9 +80,9 @@ async def test_checkout_writes_order_lines_saga_history_and_event(pool: db.Pool,
         (1, 2, "Wireless Mouse", 3, Decimal("49.99")),
         (2, 1, "Gaming Laptop", 1, Decimal("1299.99")),
     ]
-    begun = sql.execute("SELECT *, deadline_at - created_at AS window FROM sagas").fetchone() or {}
-    assert (begun["order_id"], begun["state"], begun["version"], begun["deadline_kind"]) == (order.id, "created", 1, "pay")
-    assert begun["window"].total_seconds() == 900
+    begun = sql.execute("SELECT *, deadline_at - created_at AS nudge, pay_before - created_at AS window FROM sagas").fetchone() or {}
+    assert (begun["order_id"], begun["state"], begun["version"], begun["deadline_kind"]) == (order.id, "created", 1, "nudge")
+    assert (begun["nudge"].total_seconds(), begun["window"].total_seconds()) == (300, 900)
     assert begun["created_at"] == stored["created_at"] == order.created_at
 
 

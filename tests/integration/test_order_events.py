@@ -16,7 +16,8 @@ from psycopg import rows
 
 from sagapost_chassis import consuming, db, ids
 from sagapost_contracts import envelope, events
-from sagapost_order import consumer, domain, errors, handlers, queries, saga, transitions
+from sagapost_order import consumer, domain, errors, handlers, moves, saga, saga_queries, states
+from sagapost_sandbox.testing import servers
 
 pytestmark = pytest.mark.anyio
 
@@ -84,7 +85,7 @@ def delivery(message: events.Message, message_id: UUID | None = None) -> consumi
 async def hear(pool: db.Pool, *messages: events.Message) -> None:
     """Deliver messages one after another."""
     for message in messages:
-        await handlers.on_event(pool, delivery(message))
+        await moves.on_event(pool, states.POLICY, delivery(message))
 
 
 async def state(pool: db.Pool, order: domain.Order) -> tuple[str, str, int]:
@@ -117,8 +118,8 @@ async def test_redelivered_payment_is_ignored(pool: db.Pool, order: domain.Order
     """The same message id again changes nothing and writes no history: the inbox knows it."""
     again = delivery(processed(order))
 
-    await handlers.on_event(pool, again)
-    await handlers.on_event(pool, again)
+    await moves.on_event(pool, states.POLICY, again)
+    await moves.on_event(pool, states.POLICY, again)
 
     assert edges(sql) == ["1 none-OrderCreated-created applied", "2 created-PaymentProcessed-paid applied"]
     assert await state(pool, order) == ("paid", "paid", 2)
@@ -150,8 +151,8 @@ async def test_receipt_before_payment_ends_notified(pool: db.Pool, order: domain
 async def test_declined_payment_cancels_the_order_and_tells_the_customer(pool: db.Pool, order: domain.Order, sql: Sql) -> None:
     """A final refusal ends compensated, with one OrderCancelled that carries address, lines, amount and the code as reason."""
     refusal = delivery(failed(order))
-    await handlers.on_event(pool, refusal)
-    await handlers.on_event(pool, refusal)
+    await moves.on_event(pool, states.POLICY, refusal)
+    await moves.on_event(pool, states.POLICY, refusal)
 
     assert await state(pool, order) == ("compensated", "cancelled", 2)
     found = sql.execute("SELECT * FROM outbox WHERE type = 'OrderCancelled'").fetchall()
@@ -189,8 +190,8 @@ async def test_every_bound_message_type_has_a_handler() -> None:
     bound = {cls for cls in envelope.TYPES.values() if cls.key.startswith(("payment.", "email."))}
 
     async with db.open_pool("postgresql://nobody@127.0.0.1:1/none", "test") as pool:
-        assert set(consumer.routes(pool)) == bound
-    assert {cls.__name__ for cls in bound} == set(transitions.EVENTS)
+        assert set(consumer.routes(pool, states.POLICY)) == bound
+    assert {cls.__name__ for cls in bound} == set(states.EVENTS)
 
 
 async def test_event_without_its_saga_is_retried(pool: db.Pool, order: domain.Order, sql: Sql) -> None:
@@ -198,7 +199,7 @@ async def test_event_without_its_saga_is_retried(pool: db.Pool, order: domain.Or
     stray = delivery(msgspec.structs.replace(processed(order), saga_id=ids.uuid7()))
 
     with pytest.raises(errors.SagaMissingError):
-        await handlers.on_event(pool, stray)
+        await moves.on_event(pool, states.POLICY, stray)
 
     assert sql.execute("SELECT count(*) AS n FROM inbox").fetchone() == {"n": 0}
 
@@ -213,7 +214,7 @@ async def test_concurrent_duplicates_take_effect_once(pool: db.Pool, order: doma
     """The same message on many consumers at once: one of them moves the saga."""
     again = delivery(processed(order))
 
-    await asyncio.gather(*(handlers.on_event(pool, again) for _ in range(20)))
+    await asyncio.gather(*(moves.on_event(pool, states.POLICY, again) for _ in range(20)))
 
     assert edges(sql) == ["1 none-OrderCreated-created applied", "2 created-PaymentProcessed-paid applied"]
 
@@ -222,7 +223,7 @@ async def test_concurrent_different_events_are_serialised(pool: db.Pool, order: 
     """Different messages of one saga at once are heard one after another: no version is lost, the history folds."""
     messages = [processed(order), sent(order), *(sent(order, events.CANCELLATION) for _ in range(10))]
 
-    await asyncio.gather(*(handlers.on_event(pool, delivery(message)) for message in messages))
+    await asyncio.gather(*(moves.on_event(pool, states.POLICY, delivery(message)) for message in messages))
 
     row, _, history = await handlers.get_saga(pool, order.saga_id)
     assert row.state == "notified"
@@ -233,7 +234,7 @@ async def test_concurrent_different_events_are_serialised(pool: db.Pool, order: 
 async def test_second_handler_waits_for_the_row_lock(pool: db.Pool, order: domain.Order) -> None:
     """While one transaction holds the saga, another event of it waits, and then sees what the first one wrote."""
     async with db.transaction(pool) as holder:
-        locked = await queries.lock_saga(holder, order.saga_id)
+        locked = await saga_queries.lock(holder, order.saga_id)
         assert locked is not None
         waiting = asyncio.create_task(hear(pool, sent(order)))
         await _blocked(holder)
@@ -254,23 +255,23 @@ async def _blocked(conn: db.Connection) -> None:
 
 async def move(conn: db.Connection, step: saga.Step) -> bool:
     """Write a step as the handler does."""
-    return await queries.move_saga(
+    return await saga_queries.move(
         conn,
         step.before,
         step.after,
         saga.facts_of(step.after),
+        saga_queries.Cause(source="event", message_id=ids.uuid7()),
         event=step.event,
         outcome=step.outcome,
         reason=step.reason,
         order_status=saga.order_status(step.after),
-        message_id=ids.uuid7(),
     )
 
 
 async def test_write_against_an_older_version_is_fenced(pool: db.Pool, order: domain.Order, sql: Sql) -> None:
     """A write that was decided on an older row writes nothing: neither saga nor history nor order."""
     async with db.connection(pool) as conn:
-        stale = await queries.saga(conn, order.saga_id)
+        stale = await saga_queries.saga(conn, order.saga_id)
     assert stale is not None
     await hear(pool, processed(order))
 
@@ -285,7 +286,7 @@ async def test_write_against_an_older_version_is_fenced(pool: db.Pool, order: do
 async def test_illegal_edge_cannot_be_stored(pool: db.Pool, order: domain.Order, sql: Sql) -> None:
     """A transition that is not in the table is refused by the database itself, with all that came with it."""
     async with db.connection(pool) as conn:
-        row = await queries.saga(conn, order.saga_id)
+        row = await saga_queries.saga(conn, order.saga_id)
     assert row is not None
     legal = saga.decide(row, saga.event_of(processed(order), row.updated_at))[0]
 
@@ -316,8 +317,13 @@ async def test_row_that_contradicts_itself_cannot_be_stored(order: domain.Order,
 
 
 @pytest.mark.parametrize("change", ["UPDATE saga_history SET event = event", "DELETE FROM saga_history", "TRUNCATE saga_history"])
-async def test_history_is_append_only(order: domain.Order, sql: Sql, change: str) -> None:
-    """Nobody rewrites what a saga went through."""
+async def test_history_is_append_only(
+    order: domain.Order, sql: Sql, change: str, order_db: str, database_server: servers.Databases
+) -> None:
+    """Nobody rewrites what a saga went through: the service has no right to, and whoever has one is stopped by the trigger."""
     assert order.saga_state == "created"
-    with pytest.raises(pg_errors.RaiseException):
+    with pytest.raises(pg_errors.InsufficientPrivilege):
         sql.execute(change.encode())
+    admin = f"{database_server.admin_dsn.rpartition('/')[0]}/{order_db.rpartition('/')[2]}"
+    with psycopg.connect(admin, autocommit=True) as everything, pytest.raises(pg_errors.RaiseException):
+        everything.execute(change.encode())

@@ -18,6 +18,12 @@ from sagapost_contracts import envelope, events, topology
 from sagapost_sandbox.testing import services
 
 TRACE_ID: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
+CANCELLED_AND_FORGOTTEN: Final = """
+INSERT INTO payments
+    (order_id, saga_id, status, amount, currency, payment_method, user_email, items, pay_before, cancel_requested_at, look_at)
+VALUES (%(order_id)s, %(saga_id)s, 'processing', 49.99, 'USD', 'pm_card_ok', 'test@example.com', '[]', now() + interval '15 min',
+        now(), now())
+"""
 Start = Callable[[str, Mapping[str, str]], services.Service]
 
 
@@ -79,14 +85,31 @@ def rows(dsn: str, statement: str) -> list[tuple[Any, ...]]:
         return conn.execute(statement.encode()).fetchall()
 
 
-def charges(provider: services.Service, saga_id: UUID) -> int:
-    """Count what the provider really charged."""
+def moved(provider: services.Service, saga_id: UUID) -> list[str]:
+    """List what the provider really moved."""
     connection = http.client.HTTPConnection("127.0.0.1", provider.port, timeout=5)
     try:
         connection.request("GET", f"/v1/ledger?reference={saga_id}")
-        return len([entry for entry in json.loads(connection.getresponse().read()) if entry["kind"] == "charge"])
+        return [entry["kind"] for entry in json.loads(connection.getresponse().read())]
     finally:
         connection.close()
+
+
+def charge(provider: services.Service, order: events.OrderCreated) -> None:
+    """Charge as a payment process does that dies before it hears of it."""
+    connection = http.client.HTTPConnection("127.0.0.1", provider.port, timeout=5)
+    try:
+        body = {"amount": "49.99", "currency": "USD", "reference": str(order.saga_id), "payment_method": "pm_card_ok"}
+        headers = {"Content-Type": "application/json", "Idempotency-Key": f"cap:{order.saga_id}"}
+        connection.request("POST", "/v1/charges", json.dumps(body), headers)
+        assert connection.getresponse().status == 200
+    finally:
+        connection.close()
+
+
+def charges(provider: services.Service, saga_id: UUID) -> int:
+    """Count what the provider really charged."""
+    return moved(provider, saga_id).count("charge")
 
 
 def test_an_order_from_the_broker_is_charged_in_its_trace(
@@ -129,6 +152,50 @@ def test_a_kill_at_any_point_charges_once(
     assert rows(dsn, "SELECT type FROM inbox") == [("OrderCreated",)]
     assert service.terminate() == 0
     assert set(depths(env["SAGAPOST_AMQP_URL"]).values()) == {0}
+
+
+def test_a_kill_after_the_refund_refunds_once(
+    env: dict[str, str], provider: services.Service, start_service: Start, eventually: Callable[..., Any]
+) -> None:
+    """Killed with -9 between the provider's refund and our books and started again, payment ends with one refund and one answer."""
+    dsn, vhost, order = env["SAGAPOST_DATABASE_URL"], env["SAGAPOST_AMQP_URL"], order_of()
+    doomed = start_service("payment", env | {"SAGAPOST_CRASH": "payment.after_refund"}).wait_ready()
+    publish(vhost, order, uuid4())
+    eventually(lambda: rows(dsn, "SELECT 1 FROM payments WHERE status = 'captured'"))
+    publish(vhost, events.CancelPayment(order_id=order.order_id, saga_id=order.saga_id, reason="test", saga_version=2), uuid4())
+    assert doomed.wait() == -9
+    assert rows(dsn, "SELECT status FROM payments") == [("refunding",)]
+
+    service = start_service("payment", env).wait_ready()
+    eventually(lambda: [line for line in service.lines() if line["event"] == "message.handled"])
+
+    assert rows(dsn, "SELECT status, version FROM payments") == [("refunded", 4)]
+    assert moved(provider, order.saga_id) == ["charge", "refund"]
+    assert rows(dsn, "SELECT type FROM outbox ORDER BY id") == [("PaymentProcessed",), ("PaymentRefunded",)]
+    assert rows(dsn, "SELECT kind FROM ledger ORDER BY id") == [("capture",), ("refund",)]
+    assert service.terminate() == 0
+    assert set(depths(vhost).values()) == {0}
+
+
+def test_a_kill_in_a_look_leaves_the_payment_to_the_next_look(
+    env: dict[str, str], provider: services.Service, start_service: Start, eventually: Callable[..., Any]
+) -> None:
+    """No message is left: a replica's look is killed after the refund, another one's finds the refund and tells of it."""
+    dsn, order = env["SAGAPOST_DATABASE_URL"], order_of()
+    quick = env | {"SAGAPOST_LOOK_S": "0.1", "SAGAPOST_PROVIDER_TIMEOUT_S": "0.5"}
+    doomed = start_service("payment", quick | {"SAGAPOST_CRASH": "payment.after_refund"}).wait_ready()
+    charge(provider, order)
+    with psycopg.connect(dsn) as conn:
+        conn.execute(CANCELLED_AND_FORGOTTEN, {"order_id": order.order_id, "saga_id": order.saga_id})
+    assert doomed.wait() == -9
+
+    service = start_service("payment", quick).wait_ready()
+    eventually(lambda: rows(dsn, "SELECT 1 FROM payments WHERE status = 'refunded'"))
+
+    assert moved(provider, order.saga_id) == ["charge", "refund"]
+    assert rows(dsn, "SELECT type FROM outbox") == [("PaymentRefunded",)]
+    assert rows(dsn, "SELECT kind FROM ledger ORDER BY id") == [("capture",), ("refund",)]
+    assert service.terminate() == 0
 
 
 def test_sigterm_lets_a_slow_charge_finish(

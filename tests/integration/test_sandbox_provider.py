@@ -246,6 +246,75 @@ def test_behaviour_is_as_asked(client: httpx.Client, behaviour: Mapping[str, obj
     assert len(moved(client, reference)) == charges
 
 
+def test_a_refund_fails_as_often_as_asked_under_one_key(client: httpx.Client) -> None:
+    """Passing faults of a refund move nothing until the key has had its share of them; then it goes through, once."""
+    charged, key = charge(client).json(), _new()
+    client.put("/v1/behaviour", json={"refund_failures": 2})
+
+    statuses = [refund(client, charged, "12.50", key).status_code for _ in range(4)]
+
+    assert statuses == [503, 503, 200, 200]
+    assert moved(client, charged["reference"]) == [("charge", "12.50"), ("refund", "12.50")]
+
+
+def test_a_refund_is_declined_until_told_otherwise(client: httpx.Client) -> None:
+    """A declined refund moves nothing and is not remembered: the same key goes through when the provider behaves again."""
+    charged, key = charge(client).json(), _new()
+    client.put("/v1/behaviour", json={"refund_declined": "refunds_suspended"})
+
+    declined = [refund(client, charged, "12.50", key) for _ in range(2)]
+    client.put("/v1/behaviour", json={})
+    done = refund(client, charged, "12.50", key)
+
+    assert [(answer.status_code, answer.json()["error"]["code"]) for answer in declined] == [(422, "refunds_suspended")] * 2
+    assert done.status_code == 200
+    assert moved(client, charged["reference"]) == [("charge", "12.50"), ("refund", "12.50")]
+
+
+def test_unchecked_refunds_give_back_more_than_was_taken(client: httpx.Client) -> None:
+    """Only the idempotency key keeps such a provider from refunding twice."""
+    charged, key = charge(client).json(), _new()
+    client.put("/v1/behaviour", json={"refunds_unchecked": True})
+
+    statuses = [refund(client, charged, "12.50", own).status_code for own in (key, key, _new())]
+
+    assert statuses == [200] * 3
+    assert moved(client, charged["reference"]) == [("charge", "12.50"), ("refund", "12.50"), ("refund", "12.50")]
+
+
+@pytest.mark.parametrize(("behaviour", "taken"), [({"charged_amount": "1.00"}, "1.00"), ({"answered_amount": "1.00"}, "12.50")])
+def test_an_amount_can_be_wrong_in_the_answer_alone_or_for_real(client: httpx.Client, behaviour: Mapping[str, str], taken: str) -> None:
+    """The answer says another amount than was asked for; what the look-up and the ledger say is what moved, and the key still fits."""
+    reference, key = _new(), _new()
+    client.put("/v1/behaviour", json=behaviour)
+
+    first, second = (charge(client, reference=reference, key=key) for _ in range(2))
+
+    assert (first.json()["amount"], second.content) == ("1.00", first.content)
+    assert [line["amount"] for line in client.get("/v1/charges", params={"reference": reference}).json()["charges"]] == [taken]
+    assert moved(client, reference) == [("charge", taken)]
+
+
+def test_the_behaviour_is_shown_and_left_out_fields_go_back(client: httpx.Client) -> None:
+    """What is put is what is read, and a new behaviour forgets the old one."""
+    client.put("/v1/behaviour", json={"refund_failures": 3, "charged_amount": "1.00"})
+    changed = client.get("/v1/behaviour").json()
+    client.put("/v1/behaviour", json={})
+
+    assert (changed["refund_failures"], changed["charged_amount"]) == (3, "1.00")
+    assert client.get("/v1/behaviour").json() == {
+        "delay_s": None,
+        "failure_rate": 0.0,
+        "ignore_idempotency_keys": False,
+        "down": False,
+        "refund_failures": 0,
+        "refund_declined": None,
+        "refunds_unchecked": False,
+        "charged_amount": None,
+        "answered_amount": None,
+    }
+
+
 def test_the_books_survive_kill_9(start_service: Callable[..., services.Service], tmp_path: pathlib.Path) -> None:
     """What was answered is on disk; after a restart a key still gets its first answer, a decline included, and a torn line is cut off."""
     ledger = tmp_path / "books" / "ledger.jsonl"

@@ -9,8 +9,8 @@ from sagapost_email import errors, recent
 
 
 def test_a_message_is_sent_once() -> None:
-    """The second delivery of an accepted message is told not to send."""
-    memory, message = recent.Recent(), uuid4()
+    """Whoever comes with an accepted mail again is told not to send."""
+    memory, message = recent.Recent(), str(uuid4())
 
     with memory.sending(message) as first:
         pass
@@ -22,7 +22,7 @@ def test_a_message_is_sent_once() -> None:
 
 def test_a_message_that_was_not_accepted_is_sent_again() -> None:
     """A failed attempt leaves nothing behind: the retry sends."""
-    memory, message = recent.Recent(), uuid4()
+    memory, message = recent.Recent(), str(uuid4())
 
     with contextlib.suppress(ZeroDivisionError), memory.sending(message):
         raise ZeroDivisionError
@@ -34,7 +34,7 @@ def test_a_message_that_was_not_accepted_is_sent_again() -> None:
 
 def test_two_deliveries_at_once_do_not_both_send() -> None:
     """While one delivery is at it, another goes back to the retry ladder."""
-    memory, message = recent.Recent(), uuid4()
+    memory, message = recent.Recent(), str(uuid4())
 
     with memory.sending(message), pytest.raises(errors.SendingNowError), memory.sending(message):
         pass
@@ -42,7 +42,7 @@ def test_two_deliveries_at_once_do_not_both_send() -> None:
 
 def test_the_memory_is_bounded() -> None:
     """Only the last messages are remembered."""
-    memory, messages = recent.Recent(size=2), [uuid4() for _ in range(3)]
+    memory, messages = recent.Recent(size=2), [str(uuid4()) for _ in range(3)]
     for message in messages:
         with memory.sending(message):
             pass

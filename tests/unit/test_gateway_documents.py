@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from sagapost_chassis import settings
-from sagapost_gateway import api, openapi, pages, upstream
+from sagapost_gateway import api, openapi, operations, pages, upstream
 from sagapost_gateway.settings import Settings
 
 DOCUMENT = msgspec.json.decode(openapi.encoded())
@@ -16,7 +16,7 @@ NAMESPACE = "http://www.w3.org/2000/svg"  # a name, never fetched
 
 def test_every_route_is_documented_and_every_documented_route_exists() -> None:
     """The OpenAPI document and the application name the same methods and paths."""
-    order = upstream.Order("http://127.0.0.1:1", deadline_s=1, max_connections=1)
+    order = upstream.Order("http://127.0.0.1:1", deadline_s=1, max_connections=1, max_waiting=1)
     served = {(str(method), route.path_format) for route in api.routes(order).routes for method in route.methods if method != "OPTIONS"}
 
     documented = {(method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods if path.startswith("/api/")}
@@ -24,8 +24,8 @@ def test_every_route_is_documented_and_every_documented_route_exists() -> None:
     assert served == documented
 
 
-@pytest.mark.parametrize("operation", openapi.OPERATIONS, ids=lambda operation: operation.name)
-def test_every_example_fits_its_schema(operation: openapi.Operation) -> None:
+@pytest.mark.parametrize("operation", operations.OPERATIONS, ids=lambda operation: operation.name)
+def test_every_example_fits_its_schema(operation: operations.Operation) -> None:
     """An example that is copied from the documentation is a valid one."""
     described = DOCUMENT["paths"][operation.path][operation.method]
     contents = [content for answer in described["responses"].values() for content in answer.get("content", {}).values()]
@@ -78,6 +78,7 @@ def test_a_fact_cannot_break_out_of_the_markup() -> None:
         ("SAGAPOST_DEADLINE_S", "0"),
         ("SAGAPOST_DEADLINE_S", "soon"),
         ("SAGAPOST_MAX_CONNECTIONS", "0"),
+        ("SAGAPOST_MAX_WAITING", "0"),
     ],
 )
 def test_a_wrong_variable_is_named_at_the_start(variable: str, value: str) -> None:

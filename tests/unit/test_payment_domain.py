@@ -28,6 +28,7 @@ OPEN = domain.Payment(
     user_email="test@example.com",
     items=(),
     unanswered_calls=0,
+    uncertain=False,
     cancel_requested_at=None,
     expired=False,
 )
@@ -42,6 +43,7 @@ def test_keys_follow_from_the_saga_alone() -> None:
     """However often an order is charged or refunded, the provider sees one key for each."""
     assert domain.charge_key(SAGA) == f"cap:{SAGA}"
     assert domain.refund_key(SAGA) == f"ref:{SAGA}"
+    assert domain.duplicate_key("ch_2") == "dup:ch_2"
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_keys_follow_from_the_saga_alone() -> None:
 )
 def test_a_charge_is_given_up_only_for_a_reason(changes: dict[str, object], code: str | None) -> None:
     """An order that nobody cancelled, in time and not left unanswered too often, is charged again."""
-    given_up = domain.reason_to_give_up(msgspec.structs.replace(OPEN, **changes), 3)
+    given_up = domain.reason_to_give_up(msgspec.structs.replace(OPEN, **changes), domain.Terms(max_unanswered=3))
 
     assert (given_up.code if given_up else None) == code
 
@@ -65,11 +67,51 @@ def test_a_charge_is_given_up_only_for_a_reason(changes: dict[str, object], code
 @pytest.mark.parametrize("status", list(domain.Status))
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_a_late_capture_goes_back_where_nobody_waits_for_it(status: domain.Status, *, cancelled: bool) -> None:
-    """Money that arrives after a void or a cancellation is refunded; any other status keeps what it has."""
+    """Money that arrives after a void, a refusal or a cancellation is refunded; any other status keeps what it has."""
     payment = msgspec.structs.replace(OPEN, status=status, cancel_requested_at=NOW if cancelled else None)
 
-    expected = status is domain.Status.VOIDED or (status is domain.Status.PROCESSING and cancelled)
+    expected = status in {domain.Status.VOIDED, domain.Status.FAILED} or (status is domain.Status.PROCESSING and cancelled)
     assert domain.must_go_back(payment) is expected
+
+
+def charge_of(name: str, *refunds: str) -> domain.Captured:
+    """Make a charge of 10.00 with these refunds."""
+    returned = tuple(
+        domain.Refunded(transaction_id=f"re_{number}", amount=Decimal(amount), currency="USD", at=NOW)
+        for number, amount in enumerate(refunds)
+    )
+    return domain.Captured(transaction_id=name, amount=Decimal("10.00"), currency="USD", at=NOW, refunds=returned)
+
+
+def test_surplus_is_what_is_neither_ours_nor_noted() -> None:
+    """A charge that went back and was not noted is surplus still: its note was lost."""
+    charges = [charge_of("ch_1"), charge_of("ch_2"), charge_of("ch_3", "10.00"), charge_of("ch_4", "10.00")]
+
+    found = domain.surplus(charges, "ch_1", {"ch_4"})
+
+    assert [charge.transaction_id for charge in found] == ["ch_2", "ch_3"]
+
+
+@pytest.mark.parametrize(
+    ("refunds", "left", "back"),
+    [((), "10.00", None), (("4.00",), "6.00", None), (("4.00", "6.00"), "0.00", "re_1"), (("10.00",), "0.00", "re_0")],
+)
+def test_a_charge_has_gone_back_when_nothing_is_left_of_it(refunds: tuple[str, ...], left: str, back: str | None) -> None:
+    """Refunds in parts count as one, of the whole amount and named like the last; a part alone is none."""
+    charge = charge_of("ch_1", *refunds)
+
+    found = domain.gone_back(charge)
+
+    assert domain.left_of(charge) == Decimal(left)
+    assert (found.transaction_id if found else None) == back
+    assert found is None or found.amount == charge.amount
+
+
+def test_no_look_may_begin_while_a_call_is_under_way() -> None:
+    """The pause before a look covers the provider's time-out and the look-ups before and behind it."""
+    terms = environment.load(Settings, REQUIRED | {"SAGAPOST_PROVIDER_TIMEOUT_S": "10"}).terms()
+
+    assert (terms.look_s, terms.call_s) == (60, 25)
 
 
 def test_the_event_tells_what_was_really_taken() -> None:
@@ -89,7 +131,7 @@ def test_a_missing_variable_is_named() -> None:
     assert all(name in str(caught.value) for name in REQUIRED)
 
 
-@pytest.mark.parametrize("wrong", [{"SAGAPOST_PROVIDER_TIMEOUT_S": "0"}, {"SAGAPOST_PROVIDER_ATTEMPTS": "0"}])
+@pytest.mark.parametrize("wrong", [{"SAGAPOST_PROVIDER_TIMEOUT_S": "0"}, {"SAGAPOST_PROVIDER_ATTEMPTS": "0"}, {"SAGAPOST_LOOK_S": "0"}])
 def test_limits_that_let_no_call_through_are_refused(wrong: dict[str, str]) -> None:
     """A time-out or a number of calls of nothing ends the start."""
     with pytest.raises(environment.SettingsError, match="PROVIDER_"):

@@ -9,14 +9,14 @@ import msgspec
 import pytest
 from hypothesis import strategies
 
-from sagapost_order import domain, errors, saga, transitions
+from sagapost_order import domain, errors, saga, states
 
 AT = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 AMOUNTS = tuple(Decimal(text) for text in ("100.00", "40.00", "99.99", "100.01"))
 
 EVENTS = strategies.builds(
-    transitions.Event,
-    name=strategies.sampled_from(transitions.EVENTS),
+    states.Event,
+    name=strategies.sampled_from(states.EVENTS),
     at=strategies.just(AT),
     amount=strategies.sampled_from(AMOUNTS),
     payment_version=strategies.integers(0, 4),
@@ -33,17 +33,18 @@ def new_saga() -> domain.Saga:
         **msgspec.structs.asdict(facts),
         id=UUID(int=1),
         order_id=1,
-        state=transitions.CREATED,
+        state=states.CREATED,
         version=1,
         amount=AMOUNTS[0],
         currency="USD",
         trace_id=None,
+        pay_before=AT + timedelta(seconds=900),
         created_at=AT,
         updated_at=AT,
     )
 
 
-def run(heard: list[transitions.Event]) -> list[saga.Step]:
+def run(heard: list[states.Event]) -> list[saga.Step]:
     """Let a saga hear events one after another."""
     row, steps = new_saga(), list[saga.Step]()
     for event in heard:
@@ -56,10 +57,12 @@ def history(steps: list[saga.Step]) -> list[domain.HistoryRow]:
     """Write the history that the steps leave."""
     first = domain.HistoryRow(
         seq=1,
-        from_state=transitions.NONE,
-        to_state=transitions.CREATED,
-        event=transitions.ORDER_CREATED,
+        from_state=states.NONE,
+        to_state=states.CREATED,
+        event=states.ORDER_CREATED,
         outcome="applied",
+        source="http",
+        actor=None,
         reason=None,
         facts=saga.first_facts(AT, 900),
         at=AT,
@@ -73,6 +76,8 @@ def history(steps: list[saga.Step]) -> list[domain.HistoryRow]:
                 to_state=step.after.state,
                 event=step.event,
                 outcome=step.outcome,
+                source="event",
+                actor=None,
                 reason=step.reason,
                 facts=saga.facts_of(step.after),
                 at=AT,
@@ -83,18 +88,18 @@ def history(steps: list[saga.Step]) -> list[domain.HistoryRow]:
 
 
 @hypothesis.given(strategies.lists(EVENTS, max_size=12))
-def test_any_events_keep_the_checks_of_the_table(heard: list[transitions.Event]) -> None:
+def test_any_events_keep_the_checks_of_the_table(heard: list[states.Event]) -> None:
     """Whatever comes in whatever order, no row is made that the database would refuse."""
     for step in run(heard):
         row = step.after
         assert Decimal(0) <= row.refunded <= row.captured
-        assert row.state != transitions.COMPENSATED or row.captured == row.refunded
-        assert row.state not in {transitions.PAID, transitions.NOTIFIED} or row.captured > row.refunded
-        assert (row.state in transitions.DONE) == (row.deadline_at is None) == (row.deadline_kind is None)
+        assert row.state != states.COMPENSATED or row.captured == row.refunded
+        assert row.state not in {states.PAID, states.NOTIFIED} or row.captured > row.refunded
+        assert (row.state in states.DONE) == (row.deadline_at is None) == (row.deadline_kind is None)
 
 
 @hypothesis.given(strategies.lists(EVENTS, max_size=12))
-def test_any_events_leave_legal_edges_and_growing_facts(heard: list[transitions.Event]) -> None:
+def test_any_events_leave_legal_edges_and_growing_facts(heard: list[states.Event]) -> None:
     """Every step is an edge that the database knows; sums, the payment's version and the mails' times never go back."""
     legal = set(saga.edges())
     for step in run(heard):
@@ -109,7 +114,7 @@ def test_any_events_leave_legal_edges_and_growing_facts(heard: list[transitions.
 
 
 @hypothesis.given(strategies.lists(EVENTS, max_size=12))
-def test_folding_any_history_gives_the_row(heard: list[transitions.Event]) -> None:
+def test_folding_any_history_gives_the_row(heard: list[states.Event]) -> None:
     """State, version and facts can be read from the history alone."""
     steps = run(heard)
     row = steps[-1].after if steps else new_saga()
@@ -118,28 +123,28 @@ def test_folding_any_history_gives_the_row(heard: list[transitions.Event]) -> No
 
 
 @hypothesis.given(strategies.lists(EVENTS, max_size=12))
-def test_every_entry_into_compensated_tells_the_customer_once(heard: list[transitions.Event]) -> None:
+def test_every_entry_into_compensated_tells_the_customer_once(heard: list[states.Event]) -> None:
     """An order that ends cancelled sends OrderCancelled when it ends, and at no other time."""
     for step in run(heard):
-        entered = step.after.state == transitions.COMPENSATED != step.before.state
-        assert step.emits.count(transitions.ORDER_CANCELLED) == (1 if entered else 0)
+        entered = step.after.state == states.COMPENSATED != step.before.state
+        assert step.emits.count(states.ORDER_CANCELLED) == (1 if entered else 0)
 
 
 @hypothesis.given(strategies.permutations(["PaymentProcessed", "EmailSent"] * 2))
 def test_any_order_of_the_happy_events_ends_notified(names: list[str]) -> None:
     """Payment and receipt, each twice, in any order: the saga ends notified and nothing is emitted."""
-    heard = [transitions.Event(name=name, at=AT, amount=AMOUNTS[0], payment_version=1) for name in names]
+    heard = [states.Event(name=name, at=AT, amount=AMOUNTS[0], payment_version=1) for name in names]
 
     steps = run(heard)
 
-    assert steps[-1].after.state == transitions.NOTIFIED
+    assert steps[-1].after.state == states.NOTIFIED
     assert all(step.emits == () for step in steps)
 
 
 @hypothesis.given(
     strategies.lists(
         strategies.builds(
-            transitions.Event,
+            states.Event,
             name=strategies.sampled_from(("PaymentProcessed", "PaymentRefunded")),
             at=strategies.just(AT),
             amount=strategies.just(AMOUNTS[0]),
@@ -148,7 +153,7 @@ def test_any_order_of_the_happy_events_ends_notified(names: list[str]) -> None:
         max_size=8,
     )
 )
-def test_repeating_all_events_changes_nothing(heard: list[transitions.Event]) -> None:
+def test_repeating_all_events_changes_nothing(heard: list[states.Event]) -> None:
     """Facts are monotonic: what was heard once can be heard again in the same order without another sum or another state."""
     consistent = [msgspec.structs.replace(event, payment_version=1 if event.name == "PaymentProcessed" else 2) for event in heard]
     once = run(consistent)
@@ -161,7 +166,7 @@ def test_repeating_all_events_changes_nothing(heard: list[transitions.Event]) ->
 
 def _rows() -> list[domain.HistoryRow]:
     names = ("PaymentProcessed", "PaymentProcessed", "EmailSent")
-    return history(run([transitions.Event(name=name, at=AT, amount=AMOUNTS[0], payment_version=1) for name in names]))
+    return history(run([states.Event(name=name, at=AT, amount=AMOUNTS[0], payment_version=1) for name in names]))
 
 
 @pytest.mark.parametrize(

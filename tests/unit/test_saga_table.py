@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from sagapost_contracts import events
-from sagapost_order import domain, errors, saga, transitions
+from sagapost_order import domain, errors, rules, saga, states, transitions
 
 AT = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 EARLIER = AT - timedelta(minutes=1)
@@ -29,6 +29,7 @@ BASE = domain.Saga(
     updated_at=EARLIER,
     deadline_at=AT,
     deadline_kind="pay",
+    pay_before=AT + timedelta(minutes=10),
 )
 
 
@@ -56,11 +57,22 @@ STUCK = row(
 )
 STUCK_EMPTY = msgspec.structs.replace(STUCK, captured=NONE)
 SETTLED: dict[str, Any] = {"attention": None}
+NUDGED = row("created", deadline_kind="nudge")
 
 
-def event(name: str, **fields: object) -> transitions.Event:
+def tried(before: domain.Saga, attempts: int) -> domain.Saga:
+    """Make a row that has seen so many attempts."""
+    return msgspec.structs.replace(before, attempts=attempts)
+
+
+def begun(seconds: int) -> dict[str, Any]:
+    """Give the facts of a cancellation that has just begun."""
+    return {"attempts": 0, "deadline_kind": "compensate", "deadline_at": AT + timedelta(seconds=seconds)}
+
+
+def event(name: str, **fields: object) -> states.Event:
     """Make an event."""
-    return msgspec.structs.replace(transitions.Event(name=name, at=AT), **fields)
+    return msgspec.structs.replace(states.Event(name=name, at=AT), **fields)
 
 
 PAY = event("PaymentProcessed", amount=FULL, payment_version=1)
@@ -81,9 +93,21 @@ UNDELIVERED = event("EmailFailed", code="550")
 DELAYED = event("EmailFailed", code="421", permanent=False)
 UNTOLD = event("EmailFailed", template="cancellation", code="550")
 
+CANCEL = event("CancelRequested")
+TOO_LATE = event("CancelRequested", policy=states.Policy(cancel_window_s=30))
+DUE = event("Deadline")
+RETRY = event("OperatorRetry", code="mended")
+COMPENSATE = event("OperatorCompensate", code="asked by phone")
+WAIVE = event("OperatorWaiveNotify", code="told by phone")
+MARK = event("OperatorMarkRefunded", code="by bank (reference 7)")
+OR_REFUND = states.Policy(notify_failure="refund")
+
 IGN = "ignored"
+UNHEARD = "unheard"
 TELL = ("OrderCancelled",)
 UNDO = ("CancelPayment",)
+REMIND = ("RequestNotification",)
+ANNOUNCE = ("OrderCreated",)
 MISMATCH: dict[str, Any] = {"attention": "amount_mismatch"}
 CONTRADICTION: dict[str, Any] = {"attention": "payment_contradicts_capture"}
 STRANGE: dict[str, Any] = {"attention": "unexpected_refund_failure"}
@@ -92,8 +116,10 @@ PARTIAL: dict[str, Any] = {"captured": FULL, "refunded": PART, "attention": "par
 NOTED: dict[str, Any] = {"notified_at": AT}
 TOLD_NOW: dict[str, Any] = {"cancellation_sent_at": AT}
 
+CLOCK_AND_PEOPLE = (states.CANCEL_REQUESTED, states.DEADLINE, *states.OPERATOR)
+
 # before, event, what follows (None: ignored), emitted, facts that change
-Cell = tuple[domain.Saga, transitions.Event, str, tuple[str, ...], dict[str, Any]]
+Cell = tuple[domain.Saga, states.Event, str, tuple[str, ...], dict[str, Any]]
 CELLS: list[Cell] = [
     (
         CREATED,
@@ -157,6 +183,15 @@ CELLS: list[Cell] = [
     (CAPTURED, NO_REFUND, "compensation_failed", (), {"attention": "refund_failed", "deadline_at": AT + timedelta(seconds=900)}),
     (CAPTURED, NO_REFUND_YET, IGN, (), {}),
     (REFUNDED, NO_REFUND, IGN, (), {}),
+    (
+        DECLINED,
+        event("RefundFailed", amount=FULL, payment_version=3, code="closed"),
+        "compensation_failed",
+        (),
+        {"captured": FULL, "attention": "refund_failed", "deadline_at": AT + timedelta(seconds=900)},
+    ),
+    (COMPENSATING, event("RefundFailed", amount=FULL, payment_version=3), "compensation_failed", (), {"captured": FULL}),
+    (STUCK_EMPTY, event("RefundFailed", amount=FULL, payment_version=3), "compensation_failed", (), {"captured": FULL}),
     (UNSENT, NO_REFUND, "notify_failed", (), {"attention": "receipt_failed"}),
     (STUCK, NO_REFUND, "compensation_failed", (), {"attention": "refund_failed"}),
     (CREATED, SENT, "created", (), NOTED),
@@ -178,23 +213,72 @@ CELLS: list[Cell] = [
     (DECLINED, UNTOLD, "compensated", (), {"attention": "cancellation_failed"}),
     (UNSENT, UNDELIVERED, "notify_failed", (), {"attention": "receipt_failed"}),
     (STUCK, UNDELIVERED, IGN, (), {}),
+    (PAID, event("EmailFailed", policy=OR_REFUND), "compensating", UNDO, {"reason": "receipt_failed", "attention": None}),
+    (CREATED, CANCEL, "compensating", UNDO, {"reason": "cancelled", **begun(5)}),
+    (PAID, CANCEL, "compensating", UNDO, {"reason": "cancelled", "captured": FULL, **begun(5)}),
+    (NOTIFIED, CANCEL, "compensating", UNDO, {"reason": "cancelled", "notified_at": EARLIER, **begun(5)}),
+    (COMPENSATING, CANCEL, UNHEARD, (), {}),
+    (REFUNDED, CANCEL, UNHEARD, (), {}),
+    (UNSENT, CANCEL, "compensating", UNDO, {"reason": "cancelled", **SETTLED}),
+    (STUCK, CANCEL, UNHEARD, (), {}),
+    (NUDGED, DUE, "created", ANNOUNCE, {"deadline_kind": "pay", "deadline_at": AT + timedelta(minutes=10), "attempts": 0}),
+    (CREATED, DUE, "compensating", UNDO, {"reason": "timeout", **begun(5)}),
+    (PAID, DUE, "paid", REMIND, {"attempts": 1, "deadline_at": AT + timedelta(seconds=120)}),
+    (tried(PAID, 4), DUE, "paid", REMIND, {"attempts": 5, "deadline_at": AT + timedelta(seconds=60 * 32)}),
+    (tried(PAID, 7), DUE, "paid", REMIND, {"attempts": 8, "deadline_at": AT + timedelta(hours=1)}),
+    (tried(PAID, 8), DUE, "notify_failed", (), {"attempts": 0, "attention": "receipt_failed", "deadline_at": AT + timedelta(hours=1)}),
+    (tried(PAID, 8), event("Deadline", policy=OR_REFUND), "compensating", UNDO, {"reason": "receipt_failed", "attention": None}),
+    (COMPENSATING, DUE, "compensating", UNDO, {"attempts": 1, "deadline_at": AT + timedelta(seconds=10)}),
+    (tried(COMPENSATING, 19), DUE, "compensating", UNDO, {"attempts": 20, "deadline_at": AT + timedelta(minutes=5)}),
+    (tried(COMPENSATING, 20), DUE, "compensation_failed", (), {"attention": "refund_failed", "deadline_at": AT + timedelta(minutes=15)}),
+    (tried(UNSENT, 3), DUE, "notify_failed", REMIND, {"attempts": 4, "deadline_at": AT + timedelta(hours=1)}),
+    (tried(STUCK, 99), DUE, "compensation_failed", UNDO, {"attempts": 100, "deadline_at": AT + timedelta(minutes=15)}),
+    (CREATED, RETRY, "created", ANNOUNCE, {"deadline_at": AT}),
+    (PAID, RETRY, "paid", REMIND, {"deadline_at": AT}),
+    (NOTIFIED, RETRY, IGN, (), {}),
+    (COMPENSATING, RETRY, "compensating", UNDO, {"deadline_at": AT}),
+    (REFUNDED, RETRY, IGN, (), {}),
+    (tried(UNSENT, 3), RETRY, "paid", REMIND, {"attempts": 0, "deadline_at": AT + timedelta(seconds=60), **SETTLED}),
+    (tried(STUCK, 99), RETRY, "compensating", UNDO, {**begun(5), **SETTLED}),
+    (CREATED, COMPENSATE, "compensating", UNDO, {"reason": "operator", **begun(5)}),
+    (PAID, COMPENSATE, "compensating", UNDO, {"reason": "operator"}),
+    (NOTIFIED, COMPENSATE, "compensating", UNDO, {"reason": "operator"}),
+    (COMPENSATING, COMPENSATE, "compensating", (), {"reason": "timeout"}),
+    (REFUNDED, COMPENSATE, IGN, (), {}),
+    (UNSENT, COMPENSATE, "compensating", UNDO, {"reason": "operator", **SETTLED}),
+    (STUCK, COMPENSATE, "compensation_failed", (), {"attention": "refund_failed"}),
+    (CREATED, WAIVE, IGN, (), {}),
+    (PAID, WAIVE, "notified", (), {"notified_at": None, "deadline_at": None}),
+    (NOTIFIED, WAIVE, IGN, (), {}),
+    (COMPENSATING, WAIVE, IGN, (), {}),
+    (REFUNDED, WAIVE, IGN, (), {}),
+    (UNSENT, WAIVE, "notified", (), {"notified_at": None, **SETTLED}),
+    (STUCK, WAIVE, IGN, (), {}),
+    (CREATED, MARK, IGN, (), {}),
+    (PAID, MARK, IGN, (), {}),
+    (NOTIFIED, MARK, IGN, (), {}),
+    (CAPTURED, MARK, "compensated", TELL, {"captured": FULL, "refunded": FULL, "reason": "timeout"}),
+    (REFUNDED, MARK, IGN, (), {}),
+    (UNSENT, MARK, IGN, (), {}),
+    (STUCK, MARK, "compensated", TELL, {"refunded": FULL, "reason": "timeout", **SETTLED}),
 ]
 
 
 @pytest.mark.parametrize(("before", "heard", "follows", "emits", "facts"), CELLS, ids=lambda value: getattr(value, "name", None))
 def test_cell_gives_state_facts_and_messages(
-    before: domain.Saga, heard: transitions.Event, follows: str, emits: tuple[str, ...], facts: dict[str, Any]
+    before: domain.Saga, heard: states.Event, follows: str, emits: tuple[str, ...], facts: dict[str, Any]
 ) -> None:
     """Each cell of the design leads where the design says, with these facts and these messages and no others."""
     steps = saga.decide(before, heard)
 
     assert len(steps) == 1
     step = steps[0]
-    assert step.outcome == ("ignored" if follows == IGN else "applied")
-    assert step.after.state == (before.state if follows == IGN else follows)
+    silent = follows in {IGN, UNHEARD}
+    assert step.outcome == (follows if silent else "applied")
+    assert step.after.state == (before.state if silent else follows)
     assert step.emits == emits
     assert step.after.version == before.version + 1
-    if follows == IGN:
+    if silent:
         assert saga.facts_of(step.after) == saga.facts_of(before)
     assert {name: getattr(step.after, name) for name in facts} == facts
 
@@ -204,7 +288,9 @@ def test_every_state_and_event_is_a_case() -> None:
     tested = {(before.state, heard.name) for before, heard, *_ in CELLS}
 
     assert tested == set(transitions.TABLE)
-    assert tested == {(state, name) for state in transitions.STATES for name in transitions.EVENTS}
+    assert tested == {(state, name) for state in states.STATES for name in (*states.EVENTS, *CLOCK_AND_PEOPLE)} - {
+        (state, "Deadline") for state in states.DONE
+    }
 
 
 def test_every_rule_is_reached_by_a_case() -> None:
@@ -213,10 +299,10 @@ def test_every_rule_is_reached_by_a_case() -> None:
         (before.state, heard.name, step.outcome, step.after.state) for before, heard, *_ in CELLS for step in saga.decide(before, heard)
     }
     wanted = {
-        (state, name, "ignored" if rule.ignored else "applied", rule.to or state)
-        for (state, name), rules in transitions.TABLE.items()
-        for rule in rules
-        if transitions.cancellation not in rule.when and not (rule.ignored and not rule.when and name.startswith(("Email", "RefundFailed")))
+        (state, name, "unheard" if rule.unheard else "ignored" if rule.ignored else "applied", rule.to or state)
+        for (state, name), cell in transitions.TABLE.items()
+        for rule in cell
+        if rules.cancellation not in rule.when and not (rule.ignored and not rule.when and name.startswith(("Email", "RefundFailed")))
     }
 
     assert wanted <= proved

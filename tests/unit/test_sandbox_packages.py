@@ -1,4 +1,5 @@
 import pathlib
+import tempfile
 
 import pytest
 
@@ -72,8 +73,9 @@ def test_whether_a_user_can_reach_a_folder_is_read_from_its_modes(
     """Owner, group and others are looked at in the kernel's order, for each folder on the way."""
     folder = tmp_path / "folder"
     folder.mkdir()
-    for part in (tmp_path.parent.parent, tmp_path.parent, tmp_path):
-        part.chmod(0o711)
+    for part in (tmp_path, *tmp_path.parents):
+        if part.owner() == tmp_path.owner() and part.is_relative_to(tempfile.gettempdir()) and part != pathlib.Path(tempfile.gettempdir()):
+            part.chmod(0o711)
     folder.chmod(mode)
     owner = folder.stat()
     account = accounts.Account(name="somebody", uid=owner.st_uid + uid_offset, gid=owner.st_gid + 1, groups=())

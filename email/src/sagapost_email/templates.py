@@ -21,6 +21,7 @@ _REASONS: Final = {
     "customer": "You asked us to cancel it.",
     "cancelled": "It was cancelled on request.",
     "refunded": "The payment was given back.",
+    "receipt_failed": "We could not reach you at the address that was given.",
     "operator": "Our support team cancelled it.",
 }
 _OTHERWISE: Final = "It could not be completed."

@@ -16,9 +16,12 @@ def main() -> None:
 
 
 async def _main(config: Settings, stop: asyncio.Event) -> None:
-    async with upstream.Order(config.order_url, deadline_s=config.deadline_s, max_connections=config.max_connections) as order:
+    async with upstream.Order(
+        config.order_url, deadline_s=config.deadline_s, max_connections=config.max_connections, max_waiting=config.max_waiting
+    ) as order:
         application = app.build(order, env=config.env, mailbox_url=config.mailbox_url)
         async with asyncio.TaskGroup() as group:
+            group.create_task(order.run(stop))
             for port, variable in ((config.port, "PORT"), (config.page_port, "PAGE_PORT")):
                 if port:
                     group.create_task(lifecycle.serve(application, config.host, port, stop, variable=variable))

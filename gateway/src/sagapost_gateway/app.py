@@ -59,16 +59,32 @@ def fronted(inner: types.ASGIApp) -> types.ASGIApp:
                 if scope["path"] == "/":
                     headers.append((b"vary", b"Accept"))
                 message["headers"] = headers
-            await send(message)
+            await told(message)
 
+        told = _bodiless(send) if scope["method"] == "HEAD" else send
         await inner(_routed(scope), receive, secured)
 
     return outer
 
 
+def _bodiless(send: types.Send) -> types.Send:
+    """End the answer where its body would begin: a stream would keep the client of a HEAD waiting for nothing."""
+    ended = False
+
+    async def only_head(message: types.Message) -> None:
+        nonlocal ended
+        if message["type"] == "http.response.start":
+            await send(message)
+        elif not ended:
+            ended = True
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    return only_head
+
+
 def _routed(scope: types.HTTPScope) -> types.HTTPScope:
     changed = scope.copy()
-    if scope["method"] == "HEAD":  # uvicorn itself leaves the body of an answer to HEAD out
+    if scope["method"] == "HEAD":
         changed["method"] = "GET"
     if scope["path"] == "/" and _prefers_html(scope):
         changed["path"] = pages.SHOP_PATH

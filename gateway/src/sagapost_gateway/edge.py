@@ -13,6 +13,8 @@ from sagapost_gateway import errors
 
 BODY_TIMEOUT_S: Final = 10.0
 WAIT_MAX_S: Final = 30
+_QUERY_MAX: Final = 20
+_WORD_MAX: Final = 100
 _BIGINT_MAX: Final = 2**63 - 1
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -22,6 +24,7 @@ _JSON: Final = re.compile(rb'\Aapplication/json(?:[ \t]*;[ \t]*charset=(?:utf-8|
 _KEY: Final = re.compile(rb'\A("?)([!#-+\x2d-\x5b\x5d-~]{1,255})\1\Z')
 _NUMBER: Final = re.compile(r"\A[1-9][0-9]{0,18}\Z", re.ASCII)
 _UUID: Final = re.compile(r"\A[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
+_SEQ: Final = re.compile(rb"\A[0-9]{1,9}\Z")
 _ENTITY_TAGS: Final = re.compile(rb"\A[\x20-\x7e]{1,256}\Z")
 _WAIT: Final = re.compile(rb"(?:\A|[,; \t])wait[ \t]*=[ \t]*([0-9]{1,6})(?:\Z|[,; \t])", re.IGNORECASE)
 
@@ -122,6 +125,24 @@ def entity_tags(headers: Headers) -> str | None:
     return found[0].decode("ascii") if len(found) == 1 and _ENTITY_TAGS.match(found[0]) else None
 
 
+def last_event_id(headers: Headers) -> str | None:
+    """Give the number of the last event that a client saw; anything else begins at the beginning."""
+    found = values(headers, b"last-event-id")
+    return found[0].decode("ascii") if len(found) == 1 and _SEQ.match(found[0]) else None
+
+
+def if_match(headers: Headers) -> str:
+    """Give If-Match when it is printable, otherwise nothing, which matches no version."""
+    found = values(headers, b"if-match")
+    return found[0].decode("ascii") if len(found) == 1 and _ENTITY_TAGS.match(found[0]) else ""
+
+
+def query(request: problems.Request) -> str:
+    """Write the first 20 query parameters anew, each as often as it was given; cut where none that means anything is as long."""
+    given = list(request.query_params.multi_items())[:_QUERY_MAX]
+    return urllib.parse.urlencode([(name[:_WORD_MAX], str(value)[:_WORD_MAX]) for name, value in given])
+
+
 def wait_s(headers: Headers) -> int:
     """Give how long the client would wait for a change (RFC 7240), 0 to 30 seconds."""
     for value in values(headers, b"prefer"):
@@ -129,6 +150,12 @@ def wait_s(headers: Headers) -> int:
         if found:
             return min(int(found.group(1)), WAIT_MAX_S)
     return 0
+
+
+async def gone(request: problems.Request) -> None:
+    """Return when the client has gone away; to be asked only when nobody reads the body any more."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def exact_path(request: connection.ASGIConnection[Any, Any, Any, Any], _: handlers.BaseRouteHandler) -> None:

@@ -10,6 +10,7 @@ FailureError
 │   └── MediaTypeError         415 unsupported-media-type
 └── TransientError
     ├── OrderUnavailableError  503 order-service-unavailable
+    ├── TooManyError           503 overloaded
     └── OrderTimeoutError      504 upstream-timeout
 """
 
@@ -64,6 +65,10 @@ class MediaTypeError(errors.DomainError):
 
 class OrderUnavailableError(errors.TransientError):
     """The order service refused the connection, dropped it or failed."""
+
+
+class TooManyError(errors.TransientError):
+    """As many as may are waiting for news of their orders."""
 
 
 class OrderTimeoutError(errors.TransientError):

@@ -19,13 +19,26 @@ _TITLES: Final = {
         "The first request with this key is still running",
         "Repeat the request in a moment: it will get the first one's answer.",
     ),
+    "order-not-cancellable": (
+        "The order cannot be cancelled any more",
+        "The order is finished, and the time in which it could be cancelled is over.",
+    ),
+    "saga-action-not-possible": (
+        "The saga is in a state in which this does nothing",
+        "A saga that is notified has no use for this action; the history says that it was tried.",
+    ),
+    "version-mismatch": ("The saga has another version", "The saga has version 4, not 3: look again before you act."),
+    "overloaded": (
+        "Too many are waiting",
+        "Too many are waiting for news of their orders. Ask for the saga itself, now and then, or try again later.",
+    ),
     "request-timeout": ("The body took too long", "Send the whole body within 10 seconds."),
     "payload-too-large": ("The body is too large", "A body may have at most 65536 bytes."),
     "unsupported-media-type": (
         "Only application/json without a content encoding is read",
         "Send the body as Content-Type: application/json.",
     ),
-    "validation-failed": ("The request does not fit", "The request is not a checkout; `errors` points at what is wrong."),
+    "validation-failed": ("The request does not fit", "`errors` points at what is wrong."),
     "price-changed": ("A price has changed", "The catalogue has another price: /items/0/price is now 1299.99."),
     "idempotency-key-reused": (
         "The idempotency key has been used for another request",
@@ -38,11 +51,14 @@ _TITLES: Final = {
     ),
     "upstream-timeout": (
         "The order service did not answer in time",
-        "Whether the request took effect is not known; repeating it with the same Idempotency-Key is safe.",
+        "Whether the request took effect is not known; look before you repeat it.",
     ),
 }
+_WRONG: Final = {
+    "/api/checkout": {"pointer": "/items/0/quantity", "code": "out_of_range"},
+    "/api/ops/sagas": {"pointer": "/limit", "code": "out_of_range"},
+}
 _FAULTS: Final = {
-    "validation-failed": [{"pointer": "/items/0/quantity", "code": "out_of_range"}],
     "price-changed": [{"pointer": "/items/0/price", "code": "price_changed", "current_price": "1299.99"}],
     "unknown-product": [{"pointer": "/items/0/product_id", "code": "unknown_product"}],
 }
@@ -71,6 +87,18 @@ PLACED: Final = {
     },
 }
 ORDER: Final = {**PLACED, "status": "completed", "updated_at": _DONE_AT}
+CANCELLING: Final = {**PLACED, "status": "cancelling", "updated_at": _PAID_AT}
+CANCELLED: Final = {**PLACED, "status": "cancelled", "updated_at": _DONE_AT}
+SAGA_STEPS: Final = (
+    {"name": "order", "state": "done", "at": _CREATED_AT, "ms": 14},
+    {"name": "payment", "state": "done", "at": _PAID_AT, "ms": 1035, "attempts": 1},
+    {"name": "email", "state": "done", "at": _DONE_AT, "ms": 2055, "attempts": 1},
+)
+SAGA_HISTORY: Final = (
+    {"seq": 1, "from": "none", "to": "created", "event": "OrderCreated", "at": _CREATED_AT, "outcome": "applied", "source": "http"},
+    {"seq": 2, "from": "created", "to": "paid", "event": "PaymentProcessed", "at": _PAID_AT, "outcome": "applied", "source": "event"},
+    {"seq": 3, "from": "paid", "to": "notified", "event": "EmailSent", "at": _DONE_AT, "outcome": "applied", "source": "event"},
+)
 SAGA: Final = {
     "saga_id": SAGA_ID,
     "order_id": 1042,
@@ -85,17 +113,83 @@ SAGA: Final = {
     "deadline_at": None,
     "created_at": _CREATED_AT,
     "updated_at": _DONE_AT,
-    "steps": [
-        {"name": "order", "state": "done", "at": _CREATED_AT, "ms": 14},
-        {"name": "payment", "state": "done", "at": _PAID_AT, "ms": 1035, "attempts": 1},
-        {"name": "email", "state": "done", "at": _DONE_AT, "ms": 2055, "attempts": 1},
-    ],
-    "history": [
-        {"seq": 1, "from": "none", "to": "created", "event": "OrderCreated", "at": _CREATED_AT},
-        {"seq": 2, "from": "created", "to": "paid", "event": "PaymentProcessed", "at": _PAID_AT},
-        {"seq": 3, "from": "paid", "to": "notified", "event": "EmailSent", "at": _DONE_AT},
-    ],
+    "steps": SAGA_STEPS,
+    "history": SAGA_HISTORY,
     "trace_id": _TRACE_ID,
+}
+EVENTS: Final = """id: 1
+event: transition
+data: {"seq":1,"from":"none","to":"created","event":"OrderCreated","at":"2026-11-22T10:41:07.412Z","outcome":"applied","source":"http"}
+
+id: 2
+event: transition
+data: {"seq":2,"from":"created","to":"paid","event":"PaymentProcessed","at":"2026-11-22T10:41:08.447Z","outcome":"applied","source":"event"}
+
+id: 3
+event: transition
+data: {"seq":3,"from":"paid","to":"notified","event":"EmailSent","at":"2026-11-22T10:41:10.502Z","outcome":"applied","source":"event"}
+
+event: end
+data: {"state":"notified"}
+
+"""
+ACTION: Final = {"reason": "the mail server is back, ticket 4711"}
+REFUND_ACTION: Final = {"reason": "the provider refused, the bank paid", "reference": "wire 2026-11-22/17"}
+OPERATED: Final = {
+    **SAGA,
+    "state": "paid",
+    "version": 4,
+    "done": False,
+    "deadline_at": "2026-11-22T11:02:00.000Z",
+    "steps": [SAGA_STEPS[0], SAGA_STEPS[1], {"name": "email", "state": "running", "attempts": 2}],
+    "history": [
+        SAGA_HISTORY[0],
+        SAGA_HISTORY[1],
+        {
+            "seq": 3,
+            "from": "paid",
+            "to": "notify_failed",
+            "event": "EmailFailed",
+            "at": _DONE_AT,
+            "outcome": "applied",
+            "source": "event",
+            "reason": "mailbox_unavailable",
+        },
+        {
+            "seq": 4,
+            "from": "notify_failed",
+            "to": "paid",
+            "event": "OperatorRetry",
+            "at": "2026-11-22T11:01:00.000Z",
+            "outcome": "applied",
+            "source": "operator",
+            "actor": "demo",
+            "reason": "the mail server is back, ticket 4711",
+        },
+    ],
+}
+SAGAS: Final = {
+    "sagas": [
+        {
+            "saga_id": SAGA_ID,
+            "order_id": 1042,
+            "state": "notify_failed",
+            "version": 3,
+            "done": False,
+            "stuck": True,
+            "attention": "receipt_failed",
+            "reason": None,
+            "attempts": 0,
+            "amount": "1299.99",
+            "captured": "1299.99",
+            "refunded": "0.00",
+            "currency": "USD",
+            "deadline_at": "2026-11-22T11:41:10.502Z",
+            "created_at": _CREATED_AT,
+            "updated_at": _DONE_AT,
+        }
+    ],
+    "next_cursor": None,
 }
 STATUS: Final = {"id": 1042, "status": "completed", "saga_id": SAGA_ID, "saga_state": "notified"}
 PRODUCT: Final = {"id": 1, "name": "Gaming Laptop", "description": "16 inch, 32 GB of memory", "price": "1299.99", "currency": "USD"}
@@ -112,9 +206,11 @@ def problem(slug: str, status: int, path: str) -> dict[str, object]:
         "title": title,
         "status": status,
         "detail": detail,
-        "instance": path,
+        "instance": path.replace("{saga_id}", SAGA_ID).replace("{order_id}", "1042").replace("{product_id}", "1"),
         "trace_id": _TRACE_ID,
     }
-    if slug in _FAULTS:
+    if slug == "validation-failed":
+        body["errors"] = [_WRONG.get(path, {"pointer": "/reason", "code": "missing"})]
+    elif slug in _FAULTS:
         body["errors"] = _FAULTS[slug]
     return body

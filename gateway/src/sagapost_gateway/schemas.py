@@ -1,12 +1,13 @@
 """The words of the HTTP API for readers of the OpenAPI document; nothing decodes with them, the order service judges bodies."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, get_args
 
 import msgspec
 from msgspec import Meta
 
 _MONEY: Final = r"^(0|[1-9][0-9]{0,9})(\.[0-9]{1,2})?$"
 _PRICE: Final = r"^([1-9][0-9]{0,9}(\.[0-9]{1,2})?|0\.(0[1-9]|[1-9][0-9]?))$"  # as _MONEY, but not nothing
+_LINE: Final = r"^[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*$"
 _UUID: Final = "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 
 Identifier = Annotated[int, Meta(ge=1, le=2**63 - 1)]
@@ -16,6 +17,7 @@ Instant = Annotated[str, Meta(description="RFC 3339 in UTC", extra_json_schema={
 SagaId = Annotated[str, Meta(pattern=_UUID, extra_json_schema={"format": "uuid"})]
 OrderStatus = Literal["pending", "paid", "completed", "cancelling", "cancelled", "attention"]
 SagaState = Literal["created", "paid", "notified", "compensating", "compensated", "notify_failed", "compensation_failed"]
+SAGA_STATES: Final[tuple[str, ...]] = get_args(SagaState)
 
 
 class CheckoutItem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -110,7 +112,12 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     to: str
     event: str
     at: Instant
-    outcome: Literal["applied", "ignored"] = "applied"
+    outcome: Annotated[Literal["applied", "ignored"], Meta(description="`ignored`: it was heard, and changed nothing.")]
+    source: Annotated[
+        Literal["event", "deadline", "http", "operator"],
+        Meta(description="Who moved the saga: a message, the clock, a customer or an operator."),
+    ]
+    actor: Annotated[str | None, Meta(description="The client, when a customer or an operator did.")] = None
     reason: str | None = None
 
 
@@ -133,6 +140,46 @@ class Saga(msgspec.Struct, frozen=True, kw_only=True):
     steps: list[Step]
     history: list[Change]
     trace_id: str | None
+
+
+class ListedSaga(msgspec.Struct, frozen=True, kw_only=True):
+    """A saga as an operator's list shows it."""
+
+    saga_id: SagaId
+    order_id: Identifier
+    state: SagaState
+    version: Annotated[int, Meta(ge=1)]
+    done: bool
+    stuck: Annotated[bool, Meta(description="Nothing will move it in time.")]
+    attention: str | None
+    reason: str | None
+    attempts: int
+    amount: Money
+    captured: Money
+    refunded: Money
+    currency: Currency
+    deadline_at: Instant | None
+    created_at: Instant
+    updated_at: Instant
+
+
+class Sagas(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of sagas."""
+
+    sagas: list[ListedSaga]
+    next_cursor: Annotated[str | None, Meta(description="The next page's `cursor`, or null when there is no next page.")]
+
+
+class Action(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why an operator acts."""
+
+    reason: Annotated[str, Meta(max_length=500, pattern=_LINE, description="One line, for the history.")]
+
+
+class RefundAction(Action, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why an operator notes a refund, and where it can be found."""
+
+    reference: Annotated[str, Meta(max_length=100, pattern=_LINE, description="The bank's or the provider's name for the refund.")]
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,13 +10,17 @@ _LINK: Final = re.compile(r"\Ahttps?://[^\s\"'<>]+\Z")
 
 
 class Settings(settings.Common, frozen=True, kw_only=True):
-    """`page_port` 0 means no second port; `deadline_s` bounds one call to the order service; `mailbox_url` is a link on the page."""
+    """`page_port` 0 means no second port; `deadline_s` bounds one call to the order service; `mailbox_url` is a link on the page.
+
+    `max_connections` to the order service serve calls, `max_waiting` others serve those who wait for news of an order.
+    """
 
     port: int = 9000
     page_port: int = 3000
     order_url: str = "http://127.0.0.1:8001"
     deadline_s: float = 5.0
     max_connections: int = 200
+    max_waiting: int = 500
     mailbox_url: str = ""
 
     def __post_init__(self) -> None:
@@ -30,3 +34,5 @@ class Settings(settings.Common, frozen=True, kw_only=True):
             raise ValueError("SAGAPOST_DEADLINE_S must be more than 0 and at most 60 seconds")
         if self.max_connections < 1:
             raise ValueError("SAGAPOST_MAX_CONNECTIONS must be at least 1")
+        if self.max_waiting < 1:
+            raise ValueError("SAGAPOST_MAX_WAITING must be at least 1")

@@ -1,19 +1,26 @@
-"""The order service as the gateway sees it: one pooled HTTP client, one call, no retry, and two ways to fail."""
+"""The order service as the gateway sees it: pooled HTTP clients, one call, no retry, and two ways to fail."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
 import msgspec
+import prometheus_client
 
 from sagapost_chassis import telemetry
 from sagapost_gateway import errors
 
-_KEPT: Final = ("Location", "Retry-After", "ETag", "Idempotent-Replayed")
+_KEPT: Final = ("Location", "Retry-After", "ETag", "Idempotent-Replayed", "Preference-Applied")
 # Shorter than the 30 s after which uvicorn closes an idle connection, so that a POST does not meet a closing one.
 _IDLE_S: Final = 15
 _HEALTH_S: Final = 1.5
+_SILENCE_S: Final = 30  # twice as long as the order service lets a stream be silent
+_EVENTS: Final = "text/event-stream"
+
+WAITING: Final = prometheus_client.Gauge("sagapost_gateway_waiting", "Requests and streams that wait for a saga to move")
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,70 +32,207 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     headers: dict[str, str]
 
 
-class Order:
-    """The pooled client; lives as long as the process. `deadline_s` covers waiting for a connection, sending and reading."""
+class Stream:
+    """What the order service sends bit by bit; whoever has it must close it."""
 
-    def __init__(self, url: str, *, deadline_s: float, max_connections: int) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, opened: "set[Stream]") -> None:
+        self._response = response
+        self._opened = opened
+        opened.add(self)
+        WAITING.inc()
+
+    async def chunks(self) -> AsyncGenerator[bytes]:
+        """Pass on what comes; a stream that breaks just ends: the client asks again from the last event it saw."""
+        try:
+            async for chunk in self._response.content.iter_any():
+                yield chunk
+        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+            if self in self._opened:  # not closed by ourselves
+                telemetry.log.warning("upstream.stream_broken", reason=f"{type(exc).__name__}: {exc}")
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the connection, which ends the stream on both sides; again is no harm."""
+        if self in self._opened:
+            self._opened.remove(self)
+            WAITING.dec()
+        self._response.close()
+
+
+class Order:
+    """The pooled clients; they live as long as the process. `deadline_s` covers waiting for a connection, sending and reading.
+
+    Whoever waits for a saga holds a connection for long, so those who do have connections of their own, `max_waiting` of
+    them: however many wait, a checkout finds one of its `max_connections`.
+    """
+
+    def __init__(self, url: str, *, deadline_s: float, max_connections: int, max_waiting: int) -> None:
         self._url = url.rstrip("/")
         self._deadline_s = deadline_s
         self._max_connections = max_connections
+        self._max_waiting = max_waiting
         self._session: aiohttp.ClientSession | None = None
+        self._patient: aiohttp.ClientSession | None = None
+        self._streams: set[Stream] = set()
+        self._asking = 0
+        self._ending = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._max_connections, keepalive_timeout=_IDLE_S),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("User-Agent", "Accept-Encoding", "Content-Type"),
-            auto_decompress=False,
-        )
+        self._session = _session(self._max_connections)
+        self._patient = _session(self._max_waiting)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
-        if self._session:
-            await self._session.close()
+        for session in (self._session, self._patient):
+            if session:
+                await session.close()
 
-    async def call(
-        self, method: str, path: str, *, headers: dict[str, str] | None = None, body: bytes | None = None, wait_s: float = 0
-    ) -> Answer:
+    async def run(self, stop: asyncio.Event) -> None:
+        """When `stop` is set, let nobody wait any longer: streams end, and who waits for a change gets what there is."""
+        await stop.wait()
+        self._ending.set()
+        for stream in tuple(self._streams):
+            stream.close()
+
+    async def call(self, method: str, path: str, *, headers: dict[str, str] | None = None, body: bytes | None = None) -> Answer:
         """Send one request and read the whole answer; the running span's traceparent goes with it.
 
         `path` must hold only checked identifiers. A POST is sent at most once; aiohttp repeats a GET when a kept
-        connection turns out to be closed. `wait_s` is added to the deadline for a call that may wait for a change.
+        connection turns out to be closed.
 
         Raises:
             OrderTimeoutError: no whole answer before the deadline.
             OrderUnavailableError: refused, dropped, or a 5xx, whose body stays here.
 
         """
-        sent = dict(headers or {})
-        traceparent = telemetry.current_traceparent()
-        if traceparent:
-            sent["traceparent"] = traceparent
+        return await self._call(_opened(self._session), method, path, headers or {}, body=body, deadline_s=self._deadline_s)
+
+    async def poll(self, path: str, *, headers: dict[str, str], wait_s: int, gone: Callable[[], Coroutine[None, None, None]]) -> Answer:
+        """Read what may change, and wait up to `wait_s` seconds for it to.
+
+        Nobody waits when as many do as may, nor longer than until this process is about to end, or `gone()` says that the
+        client has gone away.
+
+        Raises:
+            OrderTimeoutError, OrderUnavailableError: as `call`; `wait_s` is added to the deadline.
+
+        """
+        if wait_s and not self._full() and not self._ending.is_set():
+            patient = {**headers, "Prefer": f"wait={wait_s}"}
+            asked = self._call(_opened(self._patient), "GET", path, patient, deadline_s=self._deadline_s + wait_s)
+            waiting = asyncio.create_task(asked)
+            over = (asyncio.create_task(self._ending.wait()), asyncio.create_task(gone()))
+            self._asking += 1
+            try:
+                with WAITING.track_inprogress():
+                    await asyncio.wait({waiting, *over}, return_when=asyncio.FIRST_COMPLETED)
+                if waiting.done():
+                    return waiting.result()
+            finally:
+                self._asking -= 1
+                for task in (waiting, *over):
+                    task.cancel()
+        return await self.call("GET", path, headers=headers)
+
+    async def stream(self, path: str, *, headers: dict[str, str]) -> Stream | Answer:
+        """Open a stream of events; anything but 200 is an answer.
+
+        Raises:
+            TooManyError: as many wait as may.
+            OrderTimeoutError: no answer before the deadline.
+            OrderUnavailableError: refused, dropped, or a 5xx.
+
+        """
+        if self._full() or self._ending.is_set():
+            raise errors.TooManyError(f"{len(self._streams)} streams are open")
+        self._asking += 1
         try:
-            answer = await self._exchange(method, path, sent, body, self._deadline_s + wait_s)
-        except TimeoutError as exc:
-            raise errors.OrderTimeoutError(f"no answer within {self._deadline_s + wait_s:g} s") from exc
-        except (aiohttp.ClientError, OSError) as exc:
-            raise errors.OrderUnavailableError(f"{type(exc).__name__}: {exc}") from exc
-        if answer.status >= 500:
-            raise errors.OrderUnavailableError(f"the order service answered {answer.status}")
-        return answer
+            async with _failures(self._deadline_s):
+                return await self._open(path, headers)
+        finally:
+            self._asking -= 1
 
     async def alive(self) -> bool:
         """Ask whether the order service's process runs; its dependencies are its own business."""
-        answer = await self._exchange("GET", "/health/live", {}, None, _HEALTH_S)
-        return answer.status == 200
+        return (await self._call(_opened(self._session), "GET", "/health/live", {}, deadline_s=_HEALTH_S)).status == 200
 
-    async def _exchange(self, method: str, path: str, headers: dict[str, str], body: bytes | None, deadline_s: float) -> Answer:
-        if not self._session:
-            raise RuntimeError("the client is used outside of its async with block")
+    def _full(self) -> bool:
+        return len(self._streams) + self._asking >= self._max_waiting
+
+    async def _call(
+        self,
+        session: aiohttp.ClientSession,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        *,
+        deadline_s: float,
+        body: bytes | None = None,
+    ) -> Answer:
         async with (
-            asyncio.timeout(deadline_s),
-            self._session.request(method, self._url + path, headers=headers, data=body, allow_redirects=False) as response,
+            _failures(deadline_s),
+            session.request(method, self._url + path, headers=_traced(headers), data=body, allow_redirects=False) as response,
         ):
-            return Answer(
-                status=response.status,
-                body=await response.read(),
-                content_type=response.headers.get("Content-Type", ""),
-                headers={name: response.headers[name] for name in _KEPT if name in response.headers},
-            )
+            return _checked(await _read(response))
+
+    async def _open(self, path: str, headers: dict[str, str]) -> Stream | Answer:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._deadline_s, sock_read=_SILENCE_S)
+        response = await _opened(self._patient).get(self._url + path, headers=_traced(headers), allow_redirects=False, timeout=timeout)
+        if response.status != 200 or response.content_type != _EVENTS:
+            async with response:
+                answer = _checked(await _read(response))
+            if answer.status == 200:
+                raise errors.OrderUnavailableError(f"the order service answered {answer.content_type} instead of events")
+            return answer
+        stream = Stream(response, self._streams)
+        if self._ending.is_set():
+            stream.close()
+        return stream
+
+
+def _session(max_connections: int) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=max_connections, keepalive_timeout=_IDLE_S),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=("User-Agent", "Accept-Encoding", "Content-Type"),
+        auto_decompress=False,
+    )
+
+
+def _opened(session: aiohttp.ClientSession | None) -> aiohttp.ClientSession:
+    if not session:
+        raise RuntimeError("the client is used outside of its async with block")
+    return session
+
+
+@contextlib.asynccontextmanager
+async def _failures(deadline_s: float) -> AsyncGenerator[None]:
+    """Bound the block, and sort what goes wrong in it."""
+    try:
+        async with asyncio.timeout(deadline_s):
+            yield
+    except TimeoutError as exc:
+        raise errors.OrderTimeoutError(f"no answer within {deadline_s:g} s") from exc
+    except (aiohttp.ClientError, OSError) as exc:
+        raise errors.OrderUnavailableError(f"{type(exc).__name__}: {exc}") from exc
+
+
+def _traced(headers: dict[str, str]) -> dict[str, str]:
+    traceparent = telemetry.current_traceparent()
+    return {**headers, "traceparent": traceparent} if traceparent else headers
+
+
+def _checked(answer: Answer) -> Answer:
+    if answer.status >= 500:
+        raise errors.OrderUnavailableError(f"the order service answered {answer.status}")
+    return answer
+
+
+async def _read(response: aiohttp.ClientResponse) -> Answer:
+    return Answer(
+        status=response.status,
+        body=await response.read(),
+        content_type=response.headers.get("Content-Type", ""),
+        headers={name: response.headers[name] for name in _KEPT if name in response.headers},
+    )

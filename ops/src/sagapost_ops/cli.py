@@ -14,6 +14,7 @@ _COMMANDS: Final = {
     "logs": ("logs", "Show the logs of one service or all of them."),
     "test": ("tests", "Run the test suite."),
     "demo": ("demo", "Watch one checkout from the call to the mail."),
+    "saga": ("saga", "Find stuck checkouts, follow one, put it right."),
     "migrate": ("migrate", "Bring the databases to their newest revision."),
     "topology": ("topology", "Declare or check the broker's exchanges and queues."),
     "outbox": ("outbox", "Show, retry or replay what the databases have to publish."),

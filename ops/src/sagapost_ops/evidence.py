@@ -22,31 +22,66 @@ from sagapost_sandbox import management
 
 _PAGE: Final = 1000
 _SAGAS: Final = """
-SELECT s.id, s.order_id, s.state, s.captured, s.refunded, o.total_amount AS total, o.currency, o.user_email, o.status
+SELECT s.id, s.order_id, s.state, s.captured, s.refunded, s.notified_at IS NOT NULL AS is_notified,
+       s.cancellation_sent_at IS NOT NULL AS is_told, o.total_amount AS total, o.currency, o.user_email, o.status
   FROM sagas AS s JOIN orders AS o ON o.id = s.order_id
 """
-_PAYMENTS: Final = "SELECT order_id, saga_id, status, amount, currency, transaction_id FROM payments"
+_KEYS: Final = "SELECT client, key, order_id, location, body FROM idempotency_keys"
+# what an operator says that he gave back is what the saga knows of refunds after his row and did not know before
+_BY_HAND: Final = """
+SELECT saga_id, sum(refunded - before) AS amount
+  FROM (SELECT saga_id, event, (facts ->> 'refunded')::numeric AS refunded,
+               lag((facts ->> 'refunded')::numeric, 1, 0) OVER (PARTITION BY saga_id ORDER BY seq) AS before
+          FROM saga_history WHERE saga_id IN (SELECT saga_id FROM saga_history WHERE event = 'OperatorMarkRefunded')) AS h
+ WHERE event = 'OperatorMarkRefunded' GROUP BY saga_id
+"""
+_PAYMENTS: Final = """
+SELECT order_id, saga_id, status, amount, currency, transaction_id, code, cancel_requested_at IS NOT NULL AS is_cancelled FROM payments
+"""
+_DUPLICATES: Final = """
+SELECT d.order_id, p.saga_id, d.transaction_id, d.amount, d.currency, d.refund_id
+  FROM duplicate_charges AS d JOIN payments AS p ON p.order_id = d.order_id
+"""
 _LEDGER: Final = """
 SELECT l.order_id, p.saga_id, l.kind, l.amount, l.currency, l.transaction_id FROM ledger AS l JOIN payments AS p ON p.order_id = l.order_id
 """
 
 
 class Saga(msgspec.Struct, frozen=True, kw_only=True):
-    """A saga with what matters of its order."""
+    """A saga with what matters of its order; `is_notified` and `is_told` when its receipt or its cancellation mail was reported."""
 
     id: UUID
     order_id: int
     state: str
     captured: Decimal
     refunded: Decimal
+    is_notified: bool
+    is_told: bool
     total: Decimal
     currency: str
     user_email: str
     status: str
 
 
+class Key(msgspec.Struct, frozen=True, kw_only=True):
+    """An idempotency key with the answer that is kept for it."""
+
+    client: str
+    key: str
+    order_id: int
+    location: str
+    body: bytes
+
+
+class Hand(msgspec.Struct, frozen=True, kw_only=True):
+    """Money of a saga that an operator gave back by hand, outside the provider."""
+
+    saga_id: UUID
+    amount: Decimal
+
+
 class Payment(msgspec.Struct, frozen=True, kw_only=True):
-    """A payment's row."""
+    """A payment's row; `is_cancelled` when a cancellation was noted while its call was under way."""
 
     order_id: int
     saga_id: UUID
@@ -54,6 +89,19 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     amount: Decimal
     currency: str
     transaction_id: str | None
+    code: str | None
+    is_cancelled: bool
+
+
+class Duplicate(msgspec.Struct, frozen=True, kw_only=True):
+    """A charge that nobody asked for and that went back, as payment noted it."""
+
+    order_id: int
+    saga_id: UUID
+    transaction_id: str
+    amount: Decimal
+    currency: str
+    refund_id: str
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +184,16 @@ class Evidence:
         return {row.id: row for row in database.rows(self.order, _SAGAS, Saga)}
 
     @cached_property
+    def keys(self) -> list[Key]:
+        """All idempotency keys that have an answer."""
+        return database.rows(self.order, _KEYS, Key)
+
+    @cached_property
+    def by_hand(self) -> dict[UUID, Decimal]:
+        """Give what operators gave back by hand, by saga."""
+        return {row.saga_id: row.amount for row in database.rows(self.order, _BY_HAND, Hand)}
+
+    @cached_property
     def payments(self) -> list[Payment]:
         """All payments."""
         return database.rows(self.payment, _PAYMENTS, Payment)
@@ -144,6 +202,11 @@ class Evidence:
     def ledger(self) -> list[Entry]:
         """Our own ledger."""
         return database.rows(self.payment, _LEDGER, Entry)
+
+    @cached_property
+    def duplicates(self) -> list[Duplicate]:
+        """Give the charges that payment noted as surplus."""
+        return database.rows(self.payment, _DUPLICATES, Duplicate)
 
     @cached_property
     def movements(self) -> list[Movement] | None:

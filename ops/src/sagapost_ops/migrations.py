@@ -32,8 +32,8 @@ def _engine(url: str) -> sqlalchemy.Engine:
     return sqlalchemy.create_engine("postgresql+psycopg://" + url.partition("://")[2], poolclass=sqlalchemy.pool.NullPool)
 
 
-def upgrade(url: str, database: str) -> str:
-    """Bring a database to its newest revision and return that; concurrent calls wait for each other.
+def upgrade(url: str, database: str, revision: str = "head") -> str:
+    """Bring a database to a revision, usually its newest, and return that; concurrent calls wait for each other.
 
     Raises:
         sqlalchemy.exc.OperationalError: the database does not answer.
@@ -44,7 +44,7 @@ def upgrade(url: str, database: str) -> str:
         connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
         connection.commit()
         config.attributes["connection"] = connection
-        alembic.command.upgrade(config, "head")
+        alembic.command.upgrade(config, revision)
         return current(url, database)[0] or ""
 
 

@@ -15,7 +15,7 @@ _INVARIANTS: Final[tuple[tuple[int, str, tuple[Check, ...]], ...]] = (
     (
         1,
         "every order has one saga, announced once",
-        (orders.one_saga_each, orders.told_once, orders.accepted_are_there, orders.status_follows_saga),
+        (orders.one_saga_each, orders.told_once, orders.one_order_each_key, orders.accepted_are_there, orders.status_follows_saga),
     ),
     (2, "every saga has ended, or waits for a person", (orders.all_have_ended,)),
     (
@@ -26,6 +26,8 @@ _INVARIANTS: Final[tuple[tuple[int, str, tuple[Check, ...]], ...]] = (
             money.ledger_matches_status,
             money.ledger_matches_sagas,
             money.provider_matches_ledger,
+            money.duplicates_went_back,
+            money.cancellations_took_effect,
             money.no_capture_after_the_end,
             money.one_result,
         ),

@@ -6,7 +6,7 @@ import os
 
 from sagapost_chassis import amqp, consuming, db, health, lifecycle, outbox, settings, web
 from sagapost_contracts import topology
-from sagapost_order import api, consumer, sweeper
+from sagapost_order import api, consumer, saga_api, sweeper, watch
 from sagapost_order.settings import Settings
 
 
@@ -23,14 +23,16 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
         db.open_pool(config.database_url, "sagapost-order", on_commit=hints.soon) as pool,
         amqp.Publisher(config.amqp_url, "sagapost-order") as publisher,
     ):
-        updates = consuming.Consumer(config.amqp_url, topology.ORDER_QUEUE, consumer.routes(pool), publisher)
+        updates = consuming.Consumer(config.amqp_url, topology.ORDER_QUEUE, consumer.routes(pool, config.policy()), publisher)
         checks = health.routes("order", {"database": functools.partial(_reads, pool)}, {"rabbitmq": updates.check})
-        app = web.app([*api.routes(pool, config.pay_window_s), *checks])
+        policy, watcher = config.policy(), watch.Watch(pool)
+        app = web.app([*api.routes(pool, policy, config.pay_window_s), *saga_api.routes(pool, policy, watcher), *checks])
         async with asyncio.TaskGroup() as group:
             group.create_task(lifecycle.serve(app, config.host, config.port, stop))
             group.create_task(updates.run(stop))
             group.create_task(hints.run(stop))
-            group.create_task(sweeper.run(pool, stop))
+            group.create_task(watcher.run(stop))
+            group.create_task(sweeper.run(pool, policy, stop))
 
 
 async def _reads(pool: db.Pool) -> bool:

@@ -3,22 +3,18 @@
 import re
 import time
 from typing import Any, Final
-from uuid import UUID
 
 import litestar
 
 from sagapost_chassis import db, problems, web
-from sagapost_order import domain, errors, handlers, resources
+from sagapost_order import domain, errors, handlers, moves, resources, saga_api, states
 
-_MEDIA_TYPE: Final = re.compile(r'\Aapplication/json[ \t]*(?:;[ \t]*charset[ \t]*=[ \t]*"?utf-8"?[ \t]*)?\Z', re.IGNORECASE)
 # visible ASCII, bare or quoted, without the comma that would join two headers into one
 _KEY: Final = re.compile(r'\A(?:"[!#-+\--~]{1,255}"|[!#-+\--~]{1,255})\Z')
-_CLIENT: Final = "demo"  # whose keys these are, until the gateway tells one client from another
 _ID: Final = re.compile(r"\A[1-9][0-9]{0,18}\Z")
-_UUID: Final = re.compile(r"\A[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
 
 
-def routes(pool: db.Pool, pay_window_s: int) -> list[Any]:
+def routes(pool: db.Pool, policy: states.Policy, pay_window_s: float) -> list[Any]:
     """Give the route handlers; `pay_window_s` is how long an order may stay unpaid, in seconds."""
 
     @litestar.post("/checkout", status_code=202)
@@ -31,7 +27,7 @@ def routes(pool: db.Pool, pay_window_s: int) -> list[Any]:
         if key is None:
             order = await handlers.checkout(pool, parsed, pay_window_s=pay_window_s, started_s=started_s)
             return _answered(resources.accepted(order))
-        once = domain.IdempotencyKey(client=_CLIENT, key=key, fingerprint=domain.fingerprint(parsed))
+        once = domain.IdempotencyKey(client=saga_api.client_of(request), key=key, fingerprint=domain.fingerprint(parsed))
         return _answered(
             await handlers.checkout_once(pool, parsed, once, answer=resources.accepted, pay_window_s=pay_window_s, started_s=started_s)
         )
@@ -46,14 +42,14 @@ def routes(pool: db.Pool, pay_window_s: int) -> list[Any]:
         """Show where an order stands."""
         return web.json(resources.order_status(await handlers.get_order(pool, _id(order_id))))
 
-    @litestar.get("/sagas/{saga_id:str}")
-    async def saga(request: problems.Request, saga_id: str) -> litestar.Response[bytes]:
-        """Show a saga with its steps and history; its ETag is its version."""
-        row, order, history = await handlers.get_saga(pool, _uuid(saga_id))
-        headers = {"ETag": f'"{row.version}"', "Cache-Control": "no-cache"}
-        if _matches(request.headers.get("if-none-match", ""), headers["ETag"]):
-            return litestar.Response(b"", status_code=304, headers=headers)
-        return web.json(resources.saga(row, order, history), headers=headers)
+    @litestar.post("/orders/{order_id:str}/cancel")
+    async def cancel(request: problems.Request, order_id: str) -> litestar.Response[bytes]:
+        """Cancel an order: 202 while its money may be on the way back, 200 when it is cancelled."""
+        order = await moves.cancel(pool, policy, _id(order_id), saga_api.client_of(request))
+        headers = {"Location": resources.saga_path(order.saga_id), "Retry-After": "1"}
+        if order.saga_state == states.COMPENSATED:
+            return web.json(resources.order(order), headers={"Location": headers["Location"]})
+        return web.json(resources.order(order), status=202, headers=headers)
 
     @litestar.get("/products")
     async def products() -> litestar.Response[bytes]:
@@ -65,7 +61,7 @@ def routes(pool: db.Pool, pay_window_s: int) -> list[Any]:
         """Show one product."""
         return web.json(await handlers.get_product(pool, _id(product_id)))
 
-    return [checkout, order, order_status, saga, products, product]
+    return [checkout, order, order_status, cancel, products, product]
 
 
 def _answered(answer: domain.Answer) -> litestar.Response[bytes]:
@@ -79,10 +75,7 @@ def _check_headers(request: problems.Request, body: bytes) -> str | None:
     """Refuse what cannot be read, and give the idempotency key without its quotes."""
     if not body:  # nothing has no media type
         raise errors.MalformedRequestError("The body is empty.")
-    if not _MEDIA_TYPE.match(request.headers.get("content-type", "")):
-        raise errors.MediaTypeError("Send Content-Type: application/json.")
-    if "content-encoding" in request.headers:
-        raise errors.MediaTypeError("Send the body without Content-Encoding.")
+    saga_api.require_json(request)
     keys = request.headers.getall("idempotency-key", [])
     if len(keys) > 1 or not all(_KEY.match(key) for key in keys):
         raise errors.IdempotencyKeyError("Send one key of at most 255 visible ASCII characters, without spaces and commas.")
@@ -93,14 +86,3 @@ def _id(text: str) -> int:
     if not _ID.match(text) or int(text) > domain.MAX_ID:
         raise errors.NotFoundError("There is nothing of this id.")
     return int(text)
-
-
-def _uuid(text: str) -> UUID:
-    if not _UUID.match(text):
-        raise errors.NotFoundError("There is nothing of this id.")
-    return UUID(text)
-
-
-def _matches(if_none_match: str, etag: str) -> bool:
-    # RFC 9110, 13.1.2: weak comparison
-    return any(tag.strip().removeprefix("W/") == etag for tag in if_none_match.split(","))

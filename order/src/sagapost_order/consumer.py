@@ -4,12 +4,12 @@ import functools
 
 from sagapost_chassis import consuming, db
 from sagapost_contracts import events
-from sagapost_order import handlers
+from sagapost_order import moves, states
 
 
-def routes(pool: db.Pool) -> dict[type[events.Message], consuming.Handler]:
+def routes(pool: db.Pool, policy: states.Policy) -> dict[type[events.Message], consuming.Handler]:
     """Give a handler for every type that the queue is bound to: all of them go through the saga's table."""
-    on_event = functools.partial(handlers.on_event, pool)
+    on_event = functools.partial(moves.on_event, pool, policy)
     return dict.fromkeys(
         (
             events.PaymentProcessed,

@@ -113,7 +113,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Saga(Facts, frozen=True, kw_only=True):
-    """The saga's row; `version` is the seq of its newest history row."""
+    """The saga's row; `version` is the seq of its newest history row, no capture starts after `pay_before`."""
 
     id: UUID
     order_id: int
@@ -122,6 +122,7 @@ class Saga(Facts, frozen=True, kw_only=True):
     amount: Decimal
     currency: str
     trace_id: str | None
+    pay_before: datetime
     created_at: datetime
     updated_at: datetime
 
@@ -134,6 +135,8 @@ class HistoryRow(msgspec.Struct, frozen=True, kw_only=True):
     to_state: str
     event: str
     outcome: str
+    source: str
+    actor: str | None
     reason: str | None
     facts: Facts
     at: datetime
@@ -169,7 +172,7 @@ def parse_checkout(body: bytes) -> CheckoutRequest:
     try:
         raw = msgspec.convert(tree, _Body)
     except msgspec.ValidationError as exc:
-        raise _invalid([_field_error(str(exc))]) from exc
+        raise _invalid([field_error(str(exc))]) from exc
     prices = [_price(item.price) for item in raw.items]
     faults = [*_faults(raw, prices)]
     if faults:
@@ -277,7 +280,7 @@ def _invalid(faults: Sequence[FieldError]) -> errors.RequestInvalidError:
     return errors.RequestInvalidError("The request is not a checkout; `errors` points at what is wrong.", errors=tuple(faults))
 
 
-def _field_error(sentence: str) -> FieldError:
+def field_error(sentence: str) -> FieldError:
     """Turn msgspec's sentence into a pointer and a code; a field's name is only repeated when it is a plain word."""
     match = _FAULT.match(sentence)
     text, path = (match["text"], match["path"] or "") if match else (sentence, "")

@@ -6,6 +6,9 @@ FailureError
 │   ├── IdempotencyKeyError          400 idempotency-key-invalid
 │   ├── NotFoundError                404 not-found
 │   ├── KeyInProgressError           409 idempotency-in-progress
+│   ├── NotCancellableError          409 order-not-cancellable
+│   ├── NoSuchActionError            409 saga-action-not-possible
+│   ├── VersionMismatchError         412 version-mismatch
 │   ├── MediaTypeError               415 unsupported-media-type
 │   ├── RequestInvalidError          422 validation-failed
 │   ├── KeyReusedError               422 idempotency-key-reused
@@ -58,6 +61,30 @@ class KeyReusedError(errors.DomainError):
     slug: ClassVar[str] = "idempotency-key-reused"
     title: ClassVar[str] = "The idempotency key has been used for another request"
     status: ClassVar[int] = 422
+
+
+class NotCancellableError(errors.DomainError):
+    """The order is finished, and its customer comes too late."""
+
+    slug: ClassVar[str] = "order-not-cancellable"
+    title: ClassVar[str] = "The order cannot be cancelled any more"
+    status: ClassVar[int] = 409
+
+
+class NoSuchActionError(errors.DomainError):
+    """The saga's state has no use for what the operator wants."""
+
+    slug: ClassVar[str] = "saga-action-not-possible"
+    title: ClassVar[str] = "The saga is in a state in which this does nothing"
+    status: ClassVar[int] = 409
+
+
+class VersionMismatchError(errors.DomainError):
+    """The saga is not the one that the operator looked at any more, or the request does not say which one that was."""
+
+    slug: ClassVar[str] = "version-mismatch"
+    title: ClassVar[str] = "The saga has another version"
+    status: ClassVar[int] = 412
 
 
 class NotFoundError(errors.DomainError):

@@ -1,4 +1,4 @@
-"""The use cases of the order service, one transaction each; they must not know HTTP or the broker."""
+"""Checkout, and what can be read; one transaction each, without any knowledge of HTTP or the broker."""
 
 import asyncio
 import time
@@ -8,22 +8,16 @@ from typing import Final, Generic, TypeVar
 from uuid import UUID
 
 import msgspec
-import prometheus_client
 
-from sagapost_chassis import consuming, crashpoints, db, ids, inbox, outbox, telemetry
+from sagapost_chassis import crashpoints, db, ids, outbox, telemetry
 from sagapost_contracts import events, money
-from sagapost_order import domain, errors, queries, saga, transitions
+from sagapost_order import domain, errors, moves, queries, saga, saga_queries, states
 
 T = TypeVar("T")
 
-SOURCE: Final = "sagapost-order"
 FORGET_BATCH: Final = 500
 _SETTLE_S: Final = 3
 _SETTLE_POLL_S: Final = 0.05
-
-TRANSITIONS: Final = prometheus_client.Counter(
-    "sagapost_saga_transitions", "Saga transitions by edge and outcome", ["from_state", "event", "to_state", "outcome"]
-)
 
 
 class _Written(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
@@ -33,7 +27,7 @@ class _Written(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     xid: int | None
 
 
-async def checkout(pool: db.Pool, request: domain.CheckoutRequest, *, pay_window_s: int, started_s: float) -> domain.Order:
+async def checkout(pool: db.Pool, request: domain.CheckoutRequest, *, pay_window_s: float, started_s: float) -> domain.Order:
     """Place an order: order, lines, saga, history and OrderCreated in one transaction, all at the transaction's one instant.
 
     `started_s` is the perf counter at the start of the request: what passed until the INSERT is the order's
@@ -58,7 +52,7 @@ async def checkout_once(
     key: domain.IdempotencyKey,
     *,
     answer: Callable[[domain.Order], domain.Answer],
-    pay_window_s: int,
+    pay_window_s: float,
     started_s: float,
 ) -> domain.Answer:
     """Place an order and keep its answer under the key, in one transaction; give the kept answer to whoever repeats the key.
@@ -98,31 +92,6 @@ async def forget_answers(pool: db.Pool) -> int:
         return await queries.forget_answers(conn, domain.KEYS_KEPT, FORGET_BATCH)
 
 
-async def on_event(pool: db.Pool, delivery: consuming.Delivery) -> None:
-    """Move the saga that a message is about: inbox, row lock, saga, history, order and outbox in one transaction.
-
-    Raises:
-        SagaMissingError, SagaMovedError, UnavailableError: nothing was written, the message may come again.
-        IllegalEventError, ForeignOrderError: nothing was written, and nothing will be.
-
-    """
-    message = delivery.message
-    async with db.transaction(pool) as conn:
-        if not await inbox.claim(conn, delivery.message_id, delivery.type):
-            return
-        row = await queries.lock_saga(conn, message.saga_id)
-        if row is None:
-            raise errors.SagaMissingError(f"there is no saga {message.saga_id}")
-        if row.order_id != message.order_id:
-            raise errors.ForeignOrderError(f"saga {row.id} is of order {row.order_id}, not of {message.order_id}")
-        steps = saga.decide(row, saga.event_of(message, row.locked_at))
-        for step in steps:
-            await _write(conn, step, delivery.message_id)
-    await crashpoints.crashpoint("saga.after_commit")
-    for step in steps:
-        TRANSITIONS.labels(step.before.state, step.event, step.after.state, step.outcome).inc()
-
-
 async def get_order(pool: db.Pool, order_id: int) -> domain.Order:
     """Read an order.
 
@@ -145,11 +114,39 @@ async def get_saga(pool: db.Pool, saga_id: UUID) -> tuple[domain.Saga, domain.Or
 
     """
     async with db.connection(pool) as conn:
-        found = await queries.saga(conn, saga_id)
+        found = await saga_queries.saga(conn, saga_id)
         order = await queries.order(conn, found.order_id) if found else None
         if found is None or order is None:
             raise errors.NotFoundError("There is no such saga.")
-        return found, order, await queries.history(conn, found)
+        return found, order, await saga_queries.history(conn, found)
+
+
+async def get_history(pool: db.Pool, saga_id: UUID, after: int) -> tuple[domain.Saga, list[domain.HistoryRow]]:
+    """Read a saga and the rows of its history behind seq `after`, 1,000 at most.
+
+    Raises:
+        NotFoundError: there is none of this id.
+
+    """
+    async with db.connection(pool) as conn:
+        found = await saga_queries.saga(conn, saga_id)
+        if found is None:
+            raise errors.NotFoundError("There is no such saga.")
+        return found, await saga_queries.history(conn, found, after=after)
+
+
+async def get_sagas(
+    pool: db.Pool, *, state: str | None, stuck: bool, attention: bool, before_order: int | None, limit: int
+) -> list[saga_queries.Listed]:
+    """List sagas for an operator, the newest order first."""
+    async with db.connection(pool) as conn:
+        return await saga_queries.listed(conn, state=state, stuck=stuck, attention=attention, before_order=before_order, limit=limit)
+
+
+async def unfinished(pool: db.Pool) -> tuple[dict[str, saga_queries.Live], int]:
+    """Count the sagas that have not ended, by state, and those that call an operator."""
+    async with db.connection(pool) as conn:
+        return {found.state: found for found in await saga_queries.live(conn)}, await saga_queries.calling(conn)
 
 
 async def get_products(pool: db.Pool) -> list[domain.Product]:
@@ -186,33 +183,39 @@ async def _store(pool: db.Pool, saga_id: UUID, write: Callable[[db.Connection], 
             await _settle(pool, saga_id, written.xid, exc)
     if written.xid is not None:
         await crashpoints.crashpoint("order.after_commit")
-        TRANSITIONS.labels(transitions.NONE, transitions.ORDER_CREATED, transitions.CREATED, "applied").inc()
+        moves.TRANSITIONS.labels(states.NONE, states.ORDER_CREATED, states.CREATED, "applied").inc()
     return written.outcome
 
 
 async def _place(
-    conn: db.Connection, request: domain.CheckoutRequest, saga_id: UUID, pay_window_s: int, started_s: float
+    conn: db.Connection, request: domain.CheckoutRequest, saga_id: UUID, pay_window_s: float, started_s: float
 ) -> _Written[domain.Order]:
     catalogue = {product.id: product for product in await queries.prices(conn, [item.product_id for item in request.items])}
     lines, total = domain.price_order(request.items, catalogue)
     at = next(iter(catalogue.values())).at
-    facts, message_id = saga.first_facts(at, pay_window_s), ids.uuid7()
+    facts, message_id, pay_before = saga.first_facts(at, pay_window_s), ids.uuid7(), at + timedelta(seconds=pay_window_s)
     order = domain.Order(
         id=0,
         user_id=request.user_id,
         user_email=request.user_email,
-        status=transitions.ORDER_STATUS[transitions.CREATED],
+        status=states.ORDER_STATUS[states.CREATED],
         currency=money.CURRENCY,
         total_amount=total,
         processing_duration_ms=round((time.perf_counter() - started_s) * 1000),
         created_at=at,
         updated_at=at,
         saga_id=saga_id,
-        saga_state=transitions.CREATED,
+        saga_state=states.CREATED,
         items=lines,
     )
     inserted = await queries.insert_order(
-        conn, order, facts, payment_method=request.payment_method, message_id=message_id, trace_id=telemetry.current_trace_id()
+        conn,
+        order,
+        facts,
+        payment_method=request.payment_method,
+        pay_before=pay_before,
+        message_id=message_id,
+        trace_id=telemetry.current_trace_id(),
     )
     created = events.OrderCreated(
         order_id=inserted.id,
@@ -222,49 +225,10 @@ async def _place(
         amount=total,
         items=lines,
         payment_method=request.payment_method,
-        pay_before=at + timedelta(seconds=pay_window_s),
+        pay_before=pay_before,
     )
-    await outbox.add(conn, created, source=SOURCE, message_id=message_id)
+    await outbox.add(conn, created, source=moves.SOURCE, message_id=message_id)
     return _Written(outcome=msgspec.structs.replace(order, id=inserted.id), xid=inserted.xid)
-
-
-async def _write(conn: db.Connection, step: saga.Step, message_id: UUID) -> None:
-    written = await queries.move_saga(
-        conn,
-        step.before,
-        step.after,
-        saga.facts_of(step.after),
-        event=step.event,
-        outcome=step.outcome,
-        reason=step.reason,
-        order_status=saga.order_status(step.after),
-        message_id=message_id,
-    )
-    if not written:
-        raise errors.SagaMovedError(f"saga {step.before.id} is no longer of version {step.before.version}")
-    for name in step.emits:
-        await outbox.add(conn, await _message(conn, name, step), source=SOURCE, causation_id=str(message_id))
-
-
-async def _message(conn: db.Connection, name: str, step: saga.Step) -> events.Message:
-    """Fill in what a step emits; a cancellation's reason is the saga's own, or the code of the event that ends it."""
-    after = step.after
-    if name == transitions.CANCEL_PAYMENT:
-        reason = after.reason or after.attention or ""
-        return events.CancelPayment(order_id=after.order_id, saga_id=after.id, reason=reason, saga_version=after.version)
-    order = await queries.order(conn, after.order_id)
-    if order is None:
-        raise errors.SagaMissingError(f"saga {after.id} has no order")
-    return events.OrderCancelled(
-        order_id=after.order_id,
-        saga_id=after.id,
-        user_email=order.user_email,
-        reason=step.before.reason or step.reason or after.reason or "",
-        refunded=after.refunded,
-        amount=order.total_amount,
-        currency=order.currency,
-        items=order.items,
-    )
 
 
 async def _settle(pool: db.Pool, saga_id: UUID, xid: int, cause: db.CommitUnknownError) -> None:

@@ -1,4 +1,4 @@
-"""Every SQL statement of the order service; it must not know why a statement is run."""
+"""The SQL of catalogue, orders and idempotency keys; it must not know why a statement is run."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -6,10 +6,9 @@ from typing import Final
 from uuid import UUID
 
 import msgspec
-from psycopg.types import json
 
 from sagapost_chassis import db
-from sagapost_order import domain
+from sagapost_order import domain, saga_queries
 
 _PRICES: Final = """
 SELECT id, name, description, price, currency, now() AS at FROM products WHERE id = ANY (%(ids)s) LIMIT 50
@@ -30,8 +29,10 @@ WITH placed AS (
            unnest(%(product_ids)s::bigint[], %(names)s::text[], %(quantities)s::integer[], %(prices)s::numeric[])
            WITH ORDINALITY AS item (product_id, name, quantity, price, line)
 ), begun AS (
-    INSERT INTO sagas (id, order_id, state, version, amount, currency, deadline_at, deadline_kind, trace_id, created_at, updated_at)
-    SELECT %(saga_id)s, placed.id, %(state)s, 1, %(total)s, %(currency)s, %(deadline_at)s, %(deadline_kind)s, %(trace_id)s, %(at)s, %(at)s
+    INSERT INTO sagas (id, order_id, state, version, amount, currency, deadline_at, deadline_kind, pay_before, trace_id,
+                       created_at, updated_at)
+    SELECT %(saga_id)s, placed.id, %(state)s, 1, %(total)s, %(currency)s, %(deadline_at)s, %(deadline_kind)s, %(pay_before)s, %(trace_id)s,
+           %(at)s, %(at)s
       FROM placed
 ), told AS (
     INSERT INTO saga_history (saga_id, seq, from_state, to_state, event, outcome, message_id, source, facts, at)
@@ -67,41 +68,6 @@ WITH expired AS (
 )
 DELETE FROM idempotency_keys USING expired
  WHERE idempotency_keys.client = expired.client AND idempotency_keys.key = expired.key
-"""
-
-_SAGA: Final = """
-SELECT id, order_id, state, version, amount, captured, refunded, currency, payment_version, notified_at, cancellation_sent_at, reason,
-       attempts, attention, deadline_at, deadline_kind, trace_id, created_at, updated_at
-  FROM sagas WHERE id = %(saga_id)s
-"""
-# whoever waited for the lock gets the row, and the time, as they are after the wait
-_LOCK_SAGA: Final = """
-SELECT id, order_id, state, version, amount, captured, refunded, currency, payment_version, notified_at, cancellation_sent_at, reason,
-       attempts, attention, deadline_at, deadline_kind, trace_id, created_at, updated_at,
-       greatest(clock_timestamp(), updated_at) AS locked_at
-  FROM sagas WHERE id = %(saga_id)s FOR UPDATE
-"""
-_MOVE_SAGA: Final = """
-WITH moved AS (
-    UPDATE sagas
-       SET state = %(to_state)s, version = version + 1, captured = %(captured)s, refunded = %(refunded)s,
-           payment_version = %(payment_version)s, notified_at = %(notified_at)s, cancellation_sent_at = %(cancellation_sent_at)s,
-           reason = %(reason)s, attempts = %(attempts)s, attention = %(attention)s, deadline_at = %(deadline_at)s,
-           deadline_kind = %(deadline_kind)s, updated_at = %(at)s
-     WHERE id = %(saga_id)s AND version = %(version)s
-    RETURNING id, order_id, version
-), told AS (
-    UPDATE orders SET status = %(order_status)s, updated_at = %(at)s
-      FROM moved WHERE orders.id = moved.order_id AND orders.status <> %(order_status)s
-)
-INSERT INTO saga_history (saga_id, seq, from_state, to_state, event, outcome, message_id, source, reason, facts, at)
-SELECT id, version, %(from_state)s, %(to_state)s, %(event)s, %(outcome)s, %(message_id)s, 'event', %(history_reason)s, %(facts)s, %(at)s
-  FROM moved
-"""
-# a row's version is the seq of its newest history row: up to it, the history belongs to the row that was read
-_HISTORY: Final = """
-SELECT seq, from_state, to_state, event, outcome, reason, facts, at
-  FROM saga_history WHERE saga_id = %(saga_id)s AND seq <= %(version)s ORDER BY seq LIMIT 1000
 """
 
 _ORDER: Final = """
@@ -142,12 +108,6 @@ class KeptAnswer(msgspec.Struct, frozen=True, kw_only=True):
     answer: domain.Answer
 
 
-class LockedSaga(domain.Saga, frozen=True, kw_only=True):
-    """The saga's row, locked until the transaction ends, and the database's time of the lock."""
-
-    locked_at: datetime
-
-
 async def prices(conn: db.Connection, product_ids: Sequence[int]) -> list[PricedProduct]:
     """Read the products of a cart, those that exist."""
     async with conn.cursor(row_factory=db.struct_row(PricedProduct)) as cursor:
@@ -170,7 +130,14 @@ async def product(conn: db.Connection, product_id: int) -> domain.Product | None
 
 
 async def insert_order(
-    conn: db.Connection, order: domain.Order, facts: domain.Facts, *, payment_method: str, message_id: UUID, trace_id: str | None
+    conn: db.Connection,
+    order: domain.Order,
+    facts: domain.Facts,
+    *,
+    payment_method: str,
+    pay_before: datetime,
+    message_id: UUID,
+    trace_id: str | None,
 ) -> Placed:
     """Insert order, lines, saga and the first history row; the order's id is the database's, not `order.id`."""
     values = {
@@ -190,9 +157,10 @@ async def insert_order(
         "state": order.saga_state,
         "deadline_at": facts.deadline_at,
         "deadline_kind": facts.deadline_kind,
+        "pay_before": pay_before,
         "trace_id": trace_id,
         "message_id": message_id,
-        "facts": _jsonb(facts),
+        "facts": saga_queries.jsonb(facts),
     }
     async with conn.cursor(row_factory=db.struct_row(Placed)) as cursor:
         await cursor.execute(_INSERT_ORDER, values)
@@ -239,64 +207,8 @@ async def forget_answers(conn: db.Connection, kept: timedelta, limit: int) -> in
     return cursor.rowcount
 
 
-async def saga(conn: db.Connection, saga_id: UUID) -> domain.Saga | None:
-    """Read a saga."""
-    async with conn.cursor(row_factory=db.struct_row(domain.Saga)) as cursor:
-        await cursor.execute(_SAGA, {"saga_id": saga_id})
-        return await cursor.fetchone()
-
-
-async def lock_saga(conn: db.Connection, saga_id: UUID) -> LockedSaga | None:
-    """Read a saga and lock it, and with it its order's place in the outbox, until the transaction ends."""
-    async with conn.cursor(row_factory=db.struct_row(LockedSaga)) as cursor:
-        await cursor.execute(_LOCK_SAGA, {"saga_id": saga_id})
-        return await cursor.fetchone()
-
-
-async def move_saga(
-    conn: db.Connection,
-    before: domain.Saga,
-    after: domain.Saga,
-    facts: domain.Facts,
-    *,
-    event: str,
-    outcome: str,
-    reason: str | None,
-    order_status: str,
-    message_id: UUID,
-) -> bool:
-    """Write a saga's new row, the history row and the order's status; False, and nothing written, if the version is another."""
-    values: dict[str, object] = {
-        **msgspec.structs.asdict(facts),
-        "saga_id": before.id,
-        "version": before.version,
-        "from_state": before.state,
-        "to_state": after.state,
-        "order_status": order_status,
-        "event": event,
-        "outcome": outcome,
-        "history_reason": reason,
-        "message_id": message_id,
-        "facts": _jsonb(facts),
-        "at": after.updated_at,
-    }
-    cursor = await conn.execute(_MOVE_SAGA, values)
-    return cursor.rowcount == 1
-
-
-async def history(conn: db.Connection, saga: domain.Saga) -> list[domain.HistoryRow]:
-    """Read the history that led to this row."""
-    async with conn.cursor(row_factory=db.struct_row(domain.HistoryRow)) as cursor:
-        await cursor.execute(_HISTORY, {"saga_id": saga.id, "version": saga.version})
-        return await cursor.fetchall()
-
-
 async def order(conn: db.Connection, order_id: int) -> domain.Order | None:
     """Read an order with its lines."""
     async with conn.cursor(row_factory=db.struct_row(domain.Order)) as cursor:
         await cursor.execute(_ORDER, {"order_id": order_id})
         return await cursor.fetchone()
-
-
-def _jsonb(facts: domain.Facts) -> json.Jsonb:
-    return json.Jsonb(facts, dumps=msgspec.json.encode)

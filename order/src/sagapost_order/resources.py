@@ -8,7 +8,7 @@ from uuid import UUID
 
 import msgspec
 
-from sagapost_order import domain, transitions
+from sagapost_order import domain, saga_queries, states
 
 _API: Final = "/api"
 
@@ -79,8 +79,38 @@ class History(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     to_state: str = msgspec.field(name="to")
     event: str
     at: str
-    outcome: str = "applied"
+    outcome: str
+    source: str
+    actor: str | None = None
     reason: str | None = None
+
+
+class Listed(msgspec.Struct, frozen=True, kw_only=True):
+    """One saga in an operator's list; `stuck`: nothing will move it in time."""
+
+    saga_id: UUID
+    order_id: int
+    state: str
+    version: int
+    done: bool
+    stuck: bool
+    attention: str | None
+    reason: str | None
+    attempts: int
+    amount: Decimal
+    captured: Decimal
+    refunded: Decimal
+    currency: str
+    deadline_at: str | None
+    created_at: str
+    updated_at: str
+
+
+class Sagas(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of sagas; `next_cursor` is None when no page follows, and a page that follows may be empty."""
+
+    sagas: tuple[Listed, ...]
+    next_cursor: str | None
 
 
 class Saga(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,7 +161,7 @@ def saga(row: domain.Saga, order: domain.Order, history: Sequence[domain.History
         order_id=row.order_id,
         state=row.state,
         version=row.version,
-        done=row.state in transitions.DONE,
+        done=row.state in states.DONE,
         attention=row.attention,
         reason=row.reason,
         captured=row.captured,
@@ -141,20 +171,50 @@ def saga(row: domain.Saga, order: domain.Order, history: Sequence[domain.History
         created_at=instant(row.created_at),
         updated_at=instant(row.updated_at),
         steps=_steps(row, order, history),
-        history=tuple(
-            History(
-                seq=entry.seq,
-                from_state=entry.from_state,
-                to_state=entry.to_state,
-                event=entry.event,
-                at=instant(entry.at),
-                outcome=entry.outcome,
-                reason=entry.reason,
-            )
-            for entry in history
-        ),
+        history=tuple(history_row(entry) for entry in history),
         trace_id=row.trace_id,
     )
+
+
+def history_row(entry: domain.HistoryRow) -> History:
+    """Show one row of a saga's history."""
+    return History(
+        seq=entry.seq,
+        from_state=entry.from_state,
+        to_state=entry.to_state,
+        event=entry.event,
+        at=instant(entry.at),
+        outcome=entry.outcome,
+        source=entry.source,
+        actor=entry.actor,
+        reason=entry.reason,
+    )
+
+
+def sagas(found: Sequence[saga_queries.Listed], *, more: bool) -> Sagas:
+    """Show a page of sagas; `more`: another page may follow."""
+    shown = tuple(
+        Listed(
+            saga_id=row.id,
+            order_id=row.order_id,
+            state=row.state,
+            version=row.version,
+            done=row.state in states.DONE,
+            stuck=row.stuck,
+            attention=row.attention,
+            reason=row.reason,
+            attempts=row.attempts,
+            amount=row.amount,
+            captured=row.captured,
+            refunded=row.refunded,
+            currency=row.currency,
+            deadline_at=instant(row.deadline_at) if row.deadline_at else None,
+            created_at=instant(row.created_at),
+            updated_at=instant(row.updated_at),
+        )
+        for row in found
+    )
+    return Sagas(sagas=shown, next_cursor=str(found[-1].order_id) if more and found else None)
 
 
 def saga_path(saga_id: UUID) -> str:
@@ -191,28 +251,32 @@ def _steps(row: domain.Saga, order: domain.Order, history: Sequence[domain.Histo
 
 
 def _payment(row: domain.Saga, history: Sequence[domain.HistoryRow]) -> Step:
+    asked = 1 + sum(
+        entry.reason == states.NUDGE or entry.event == states.OPERATOR_RETRY for entry in history if entry.from_state == states.CREATED
+    )
     heard = next((entry for entry in history if entry.event.startswith(("Payment", "Refund"))), None)
-    if heard is None:
-        return Step(name="payment", state="running", attempts=1)
+    if heard is None:  # an operator may end a saga of which payment said nothing
+        return Step(name="payment", state="skipped") if row.state in states.DONE else Step(name="payment", state="running", attempts=asked)
     if row.captured == 0:
         state = "failed"
     elif row.captured == row.refunded:
         state = "refunded"
     else:
         state = "done"
-    return Step(name="payment", state=state, at=instant(heard.at), ms=_ms(row.created_at, heard.at), attempts=1)
+    return Step(name="payment", state=state, at=instant(heard.at), ms=_ms(row.created_at, heard.at), attempts=asked)
 
 
 def _email(row: domain.Saga, history: Sequence[domain.HistoryRow]) -> Step:
-    attempts = row.attempts + 1
+    asked = (states.DEADLINE, states.OPERATOR_RETRY)
+    attempts = 1 + sum(entry.event in asked and entry.from_state in {states.PAID, states.NOTIFY_FAILED} for entry in history)
     if row.notified_at is not None:
-        paid = next((entry.at for entry in history if entry.event == transitions.PAYMENT_PROCESSED), row.created_at)
+        paid = next((entry.at for entry in history if entry.event == states.PAYMENT_PROCESSED), row.created_at)
         return Step(name="email", state="done", at=instant(row.notified_at), ms=_ms(paid, row.notified_at), attempts=attempts)
-    if row.state in {transitions.COMPENSATING, transitions.COMPENSATED, transitions.COMPENSATION_FAILED}:
+    if row.state in {states.NOTIFIED, states.COMPENSATING, states.COMPENSATED, states.COMPENSATION_FAILED}:
         return Step(name="email", state="skipped")
-    if row.state == transitions.NOTIFY_FAILED:
+    if row.state == states.NOTIFY_FAILED:
         return Step(name="email", state="failed", attempts=attempts)
-    return Step(name="email", state="running", attempts=attempts) if row.state == transitions.PAID else Step(name="email", state="pending")
+    return Step(name="email", state="running", attempts=attempts) if row.state == states.PAID else Step(name="email", state="pending")
 
 
 def _ms(start: datetime, end: datetime) -> int:

@@ -1,30 +1,31 @@
 """The saga as a table: (state, event) gives the new state, the facts and what is emitted; no I/O, no clock, no broker."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Literal
 
 import msgspec
 
 from sagapost_contracts import events, money
-from sagapost_order import domain, errors, transitions
-from sagapost_order.transitions import Event, Policy, Rule
+from sagapost_order import domain, errors, rules, states, transitions
+from sagapost_order.rules import Rule
+from sagapost_order.states import Event, Policy
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One history row to be: the saga before and after, and what is emitted with it."""
+    """One history row to be: the saga before and after, and what is emitted with it; one that is `unheard` leaves no row."""
 
     event: str
-    outcome: Literal["applied", "ignored"]
+    outcome: Literal["applied", "ignored", "unheard"]
     before: domain.Saga
     after: domain.Saga
     reason: str | None
     emits: tuple[str, ...]
 
 
-def event_of(message: events.Message, at: datetime) -> Event:
+def event_of(message: events.Message, at: datetime, policy: Policy = states.POLICY) -> Event:
     """Reduce a message to what the table looks at; `at` is the database's time."""
-    event = Event(name=type(message).__name__, at=at)
+    event = Event(name=type(message).__name__, at=at, policy=policy)
     match message:
         case events.PaymentProcessed() | events.PaymentRefunded():
             return msgspec.structs.replace(
@@ -33,7 +34,14 @@ def event_of(message: events.Message, at: datetime) -> Event:
         case events.PaymentFailed() | events.PaymentVoided():
             return msgspec.structs.replace(event, payment_version=message.payment_version, code=message.code)
         case events.RefundFailed():
-            return msgspec.structs.replace(event, payment_version=message.payment_version, code=message.code, permanent=message.permanent)
+            return msgspec.structs.replace(
+                event,
+                amount=money.parse_amount(message.amount),
+                currency=message.currency,
+                payment_version=message.payment_version,
+                code=message.code,
+                permanent=message.permanent,
+            )
         case events.EmailSent():
             return msgspec.structs.replace(event, template=message.template)
         case events.EmailFailed():
@@ -42,46 +50,45 @@ def event_of(message: events.Message, at: datetime) -> Event:
             raise errors.IllegalEventError(f"{event.name} is nothing a saga hears")
 
 
-def decide(saga: domain.Saga, event: Event, policy: Policy = transitions.POLICY) -> tuple[Step, ...]:
+def decide(saga: domain.Saga, event: Event) -> tuple[Step, ...]:
     """Look the event up and give the history rows that follow, at least one.
 
     Raises:
         IllegalEventError: the table has no cell, or no rule of the cell holds.
 
     """
-    first = _step(saga, event, policy)
-    if first.after.state != transitions.PAID or first.before.state == transitions.PAID or first.after.notified_at is None:
+    first = _step(saga, event)
+    if first.after.state != states.PAID or first.before.state == states.PAID or first.after.notified_at is None:
         return (first,)
     # the receipt was reported before the payment: hear it now
-    receipt = Event(name=transitions.EMAIL_SENT, at=event.at, template=events.RECEIPT)
-    return first, _step(first.after, receipt, policy)
+    return first, _step(first.after, Event(name=states.EMAIL_SENT, at=event.at, policy=event.policy))
 
 
 def edges() -> tuple[tuple[str, str, str], ...]:
     """List the legal edges (from, event, to) in order, from 'none' on."""
-    found = {(transitions.NONE, transitions.ORDER_CREATED, transitions.CREATED)}
-    for (state, event), rules in transitions.TABLE.items():
-        found |= {(state, event, rule.to or state) for rule in rules}
+    found = {(states.NONE, states.ORDER_CREATED, states.CREATED)}
+    for (state, event), cell in transitions.TABLE.items():
+        found |= {(state, event, rule.to or state) for rule in cell if not rule.unheard}
     return tuple(sorted(found))
 
 
-def edges_sql() -> str:
-    """Write the legal edges as the statement that a migration runs."""
-    rows = ",\n".join(f"    ('{start}', '{event}', '{end}')" for start, event, end in edges())
+def edges_sql(known: Collection[tuple[str, str, str]] = ()) -> str:
+    """Write the legal edges that are not known yet as the statement that a migration runs."""
+    rows = ",\n".join(f"    ('{start}', '{event}', '{end}')" for start, event, end in edges() if (start, event, end) not in known)
     return (
         "-- The legal edges of the saga, written from the transition table in code; a test compares the two.\n"
         f"INSERT INTO saga_transitions (from_state, event, to_state) VALUES\n{rows};\n"
     )
 
 
-def first_facts(at: datetime, pay_window_s: int) -> domain.Facts:
-    """Give the facts of a saga that begins now: its payment has a deadline."""
-    return domain.Facts(deadline_kind=transitions.PAY, deadline_at=at + timedelta(seconds=pay_window_s))
+def first_facts(at: datetime, pay_window_s: float) -> domain.Facts:
+    """Give the facts of a saga that begins now: after a third of the time to pay, payment is asked again."""
+    return domain.Facts(deadline_kind=states.NUDGE, deadline_at=at + timedelta(seconds=pay_window_s / 3))
 
 
 def order_status(saga: domain.Saga) -> str:
     """Give the order's status that goes with a saga's state."""
-    return transitions.ORDER_STATUS[saga.state]
+    return states.ORDER_STATUS[saga.state]
 
 
 def facts_of(saga: domain.Saga) -> domain.Facts:
@@ -96,7 +103,7 @@ def fold(history: Sequence[domain.HistoryRow]) -> tuple[str, int, domain.Facts]:
         IllegalEventError: a gap, a row that does not start where the last one ended, an illegal edge, a sum that shrinks.
 
     """
-    state, facts = transitions.NONE, domain.Facts()
+    state, facts = states.NONE, domain.Facts()
     legal = frozenset(edges())
     for seq, row in enumerate(history, start=1):
         if row.seq != seq or row.from_state != state or (row.from_state, row.event, row.to_state) not in legal:
@@ -107,17 +114,17 @@ def fold(history: Sequence[domain.HistoryRow]) -> tuple[str, int, domain.Facts]:
     return state, len(history), facts
 
 
-def _step(saga: domain.Saga, event: Event, policy: Policy) -> Step:
+def _step(saga: domain.Saga, event: Event) -> Step:
     rule = _rule(saga, event)
     after = saga
     for effect in rule.does:
         after = effect(after, event)
     target = rule.to or saga.state
     if target != saga.state:
-        after = _enter(after, target, event.at, policy)
+        after = _enter(after, target, event)
     return Step(
         event=event.name,
-        outcome="ignored" if rule.ignored else "applied",
+        outcome="unheard" if rule.unheard else "ignored" if rule.ignored else "applied",
         before=saga,
         after=msgspec.structs.replace(after, state=target, version=saga.version + 1, updated_at=event.at),
         reason=event.code,
@@ -132,12 +139,12 @@ def _rule(saga: domain.Saga, event: Event) -> Rule:
     raise errors.IllegalEventError(f"{event.name} has no place in a saga that is {saga.state}")
 
 
-def _enter(saga: domain.Saga, state: str, at: datetime, policy: Policy) -> domain.Saga:
-    kind, wait_s = transitions.deadline_of(state, policy)
+def _enter(saga: domain.Saga, state: str, event: Event) -> domain.Saga:
+    kind, wait_s = rules.deadline_of(state, event.policy)
     return msgspec.structs.replace(
         saga,
         attempts=0,
         deadline_kind=kind,
-        deadline_at=at + timedelta(seconds=wait_s) if kind else None,
-        attention=None if saga.attention == transitions.PARKED.get(saga.state) else saga.attention,
+        deadline_at=event.at + timedelta(seconds=wait_s) if kind else None,
+        attention=None if saga.attention == states.PARKED.get(saga.state) else saga.attention,
     )

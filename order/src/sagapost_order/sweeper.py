@@ -1,22 +1,83 @@
-"""What the order service does by the clock: call one handler, wait, again; it must not know SQL."""
+"""What the order service does by the clock: deadlines, gauges, forgotten answers; it must not know SQL or what a deadline means."""
 
 import asyncio
 import contextlib
+import time
 from typing import Final
+from uuid import UUID
+
+import prometheus_client
 
 from sagapost_chassis import db, telemetry
-from sagapost_order import handlers
+from sagapost_order import handlers, moves, states
 
-_PAUSE_S: Final = 60
+_DEADLINES_S: Final = 0.25
+_GAUGES_S: Final = 10
+_FORGET_S: Final = 60
+# a saga that cannot be moved must not keep the others waiting, nor be tried without a pause
+_SKIPPED_S: Final = 5
+
+SAGAS: Final = prometheus_client.Gauge("sagapost_sagas", "Sagas that have not ended, by state", ["state"])
+OVERDUE: Final = prometheus_client.Gauge("sagapost_sagas_overdue", "Sagas whose deadline passed more than 5 s ago, by state", ["state"])
+OLDEST: Final = prometheus_client.Gauge(
+    "sagapost_saga_oldest_seconds", "Seconds since the oldest checkout whose saga is in a state", ["state"]
+)
+ATTENTION: Final = prometheus_client.Gauge("sagapost_sagas_attention", "Sagas that call an operator, up to 10,000")
+FAILURES: Final = prometheus_client.Counter(
+    "sagapost_saga_sweep_failures", "Deadlines that could not be applied, and were tried again later"
+)
 
 
-async def run(pool: db.Pool, stop: asyncio.Event) -> None:
-    """Forget the answers whose time is over, until `stop` is set; a full batch means that there may be more."""
+async def run(pool: db.Pool, policy: states.Policy, stop: asyncio.Event) -> None:
+    """Sweep until `stop` is set; each replica does, and none waits for another."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_deadlines(pool, policy, stop))
+        group.create_task(_gauges(pool, stop))
+        group.create_task(_forgetting(pool, stop))
+
+
+async def _deadlines(pool: db.Pool, policy: states.Policy, stop: asyncio.Event) -> None:
+    """Apply every deadline that has passed, then look again a moment later."""
+    skipped: dict[UUID, float] = {}
+    while not stop.is_set():
+        now_s = time.monotonic()
+        skipped = {saga_id: until_s for saga_id, until_s in skipped.items() if until_s > now_s}
+        swept = moves.Swept()
+        try:
+            if await moves.sweep(pool, policy, skipped.keys(), swept):
+                continue
+        except Exception as exc:  # of one saga or of the database: the others' deadlines go on
+            FAILURES.inc()
+            telemetry.log.warning("deadline.not_applied", saga_id=str(swept.saga_id), reason=f"{type(exc).__name__}: {exc}")
+            if swept.saga_id is not None and not isinstance(exc, db.UnavailableError):
+                skipped[swept.saga_id] = now_s + _SKIPPED_S
+                continue
+        await _pause(stop, _DEADLINES_S)
+
+
+async def _gauges(pool: db.Pool, stop: asyncio.Event) -> None:
+    """Measure what has not ended."""
+    while not stop.is_set():
+        try:
+            live, calling = await handlers.unfinished(pool)
+        except Exception as exc:  # the next look will tell
+            telemetry.log.warning("gauges.not_measured", reason=f"{type(exc).__name__}: {exc}")
+        else:
+            for state in states.STATES:
+                found = live.get(state)
+                if state not in states.DONE:
+                    SAGAS.labels(state).set(found.sagas if found else 0)
+                    OVERDUE.labels(state).set(found.overdue if found else 0)
+                    OLDEST.labels(state).set(found.oldest_s if found else 0)
+            ATTENTION.set(calling)
+        await _pause(stop, _GAUGES_S)
+
+
+async def _forgetting(pool: db.Pool, stop: asyncio.Event) -> None:
+    """Forget the answers whose time is over; a full batch means that there may be more."""
     while not stop.is_set():
         if await _forget(pool) < handlers.FORGET_BATCH:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_PAUSE_S):
-                    await stop.wait()
+            await _pause(stop, _FORGET_S)
 
 
 async def _forget(pool: db.Pool) -> int:
@@ -28,3 +89,9 @@ async def _forget(pool: db.Pool) -> int:
     if forgotten:
         telemetry.log.info("answers.forgotten", count=forgotten)
     return forgotten
+
+
+async def _pause(stop: asyncio.Event, pause_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(pause_s):
+            await stop.wait()

@@ -1,211 +1,66 @@
-"""The saga's transition table as data, with the guards and effects that its rules name; it must not know who asks."""
+"""The saga's transition table as data: for each state and each thing heard, the rules in their order; it must not know who asks."""
 
-from collections.abc import Callable
-from datetime import datetime
-from decimal import Decimal
 from typing import Final
 
 import msgspec
 
-from sagapost_contracts import events, money
-from sagapost_order import domain
-
-NONE: Final = "none"
-CREATED: Final = "created"
-PAID: Final = "paid"
-NOTIFIED: Final = "notified"
-COMPENSATING: Final = "compensating"
-COMPENSATED: Final = "compensated"
-NOTIFY_FAILED: Final = "notify_failed"
-COMPENSATION_FAILED: Final = "compensation_failed"
-STATES: Final = (CREATED, PAID, NOTIFIED, COMPENSATING, COMPENSATED, NOTIFY_FAILED, COMPENSATION_FAILED)
-DONE: Final = frozenset({NOTIFIED, COMPENSATED})
-
-ORDER_CREATED: Final = "OrderCreated"
-PAYMENT_PROCESSED: Final = "PaymentProcessed"
-PAYMENT_FAILED: Final = "PaymentFailed"
-PAYMENT_VOIDED: Final = "PaymentVoided"
-PAYMENT_REFUNDED: Final = "PaymentRefunded"
-REFUND_FAILED: Final = "RefundFailed"
-EMAIL_SENT: Final = "EmailSent"
-EMAIL_FAILED: Final = "EmailFailed"
-EVENTS: Final = (
-    PAYMENT_PROCESSED,
-    PAYMENT_FAILED,
-    PAYMENT_VOIDED,
-    PAYMENT_REFUNDED,
-    REFUND_FAILED,
-    EMAIL_SENT,
-    EMAIL_FAILED,
+from sagapost_order.rules import (
+    Rule,
+    amount_equal,
+    attention,
+    cancellation,
+    cancellation_sent,
+    capture,
+    compensate_attempts_left,
+    compensate_later,
+    expect_payment,
+    in_cancel_window,
+    leaves_capture,
+    neutral,
+    newer,
+    notify_attempts_left,
+    notify_later,
+    nudge_is_due,
+    older,
+    permanent,
+    reason,
+    receipt,
+    receipt_sent,
+    refund,
+    refunded_by_hand,
+    refunds_all,
+    refunds_unsent,
+    seen,
+    still_parked,
+    version_seen,
 )
-
-ORDER_CANCELLED: Final = "OrderCancelled"
-CANCEL_PAYMENT: Final = "CancelPayment"
-
-# deadline kinds
-PAY: Final = "pay"
-NOTIFY: Final = "notify"
-COMPENSATE: Final = "compensate"
-
-# what `attention` says of a parked saga; it goes when the saga leaves that state
-PARKED: Final = {NOTIFY_FAILED: "receipt_failed", COMPENSATION_FAILED: "refund_failed"}
-
-ORDER_STATUS: Final = {
-    CREATED: "pending",
-    PAID: "paid",
-    NOTIFIED: "completed",
-    COMPENSATING: "cancelling",
-    COMPENSATED: "cancelled",
-    NOTIFY_FAILED: "attention",
-    COMPENSATION_FAILED: "attention",
-}
-
-
-class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """The waits of the deadlines, in seconds."""
-
-    notify_s: int = 60
-    notify_parked_s: int = 3600
-    compensate_s: int = 5
-    compensate_parked_s: int = 900
-
-
-POLICY: Final = Policy()
-
-
-class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """What the table looks at; `amount` of a refund is all that went back so far."""
-
-    name: str
-    at: datetime
-    amount: Decimal = Decimal(0)
-    currency: str = money.CURRENCY
-    payment_version: int = 0
-    code: str | None = None
-    template: str = events.RECEIPT
-    permanent: bool = True
-
-
-Guard = Callable[[domain.Saga, Event], bool]
-Effect = Callable[[domain.Saga, Event], domain.Saga]
-
-
-class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of a cell; `to` None keeps the state, `ignored` changes nothing but the history."""
-
-    to: str | None = None
-    when: tuple[Guard, ...] = ()
-    does: tuple[Effect, ...] = ()
-    emits: tuple[str, ...] = ()
-    ignored: bool = False
-
-
-def deadline_of(state: str, policy: Policy) -> tuple[str | None, int]:
-    """Give kind and wait in seconds of the deadline that a state is entered with; a saga that is done has none."""
-    return {
-        PAID: (NOTIFY, policy.notify_s),
-        NOTIFY_FAILED: (NOTIFY, policy.notify_parked_s),
-        COMPENSATING: (COMPENSATE, policy.compensate_s),
-        COMPENSATION_FAILED: (COMPENSATE, policy.compensate_parked_s),
-    }.get(state, (None, 0))
-
-
-# guards
-
-
-def amount_equal(saga: domain.Saga, event: Event) -> bool:
-    """Tell whether the payment took exactly what the order costs."""
-    return event.amount == saga.amount and event.currency == saga.currency
-
-
-def leaves_capture(saga: domain.Saga, event: Event) -> bool:
-    """Tell whether more is captured than refunded, with this payment."""
-    return max(saga.captured, event.amount) > saga.refunded
-
-
-def version_seen(saga: domain.Saga, event: Event) -> bool:
-    """Tell whether the payment told of this version, or of a later one, before."""
-    return event.payment_version <= saga.payment_version
-
-
-def older(saga: domain.Saga, event: Event) -> bool:
-    """Tell whether the payment told of a later version before."""
-    return event.payment_version < saga.payment_version
-
-
-def neutral(saga: domain.Saga, _: Event) -> bool:
-    """Tell whether everything captured has been refunded."""
-    return saga.captured == saga.refunded
-
-
-def refunds_all(saga: domain.Saga, event: Event) -> bool:
-    """Tell whether this refund leaves nothing captured; a refund that comes before its capture tells of both."""
-    return max(saga.refunded, event.amount) >= saga.captured
-
-
-def permanent(_: domain.Saga, event: Event) -> bool:
-    """Tell whether whoever failed will not try again."""
-    return event.permanent
-
-
-def receipt(_: domain.Saga, event: Event) -> bool:
-    """Tell whether the mail is the receipt; no other mail moves a saga."""
-    return event.template == events.RECEIPT
-
-
-def cancellation(_: domain.Saga, event: Event) -> bool:
-    """Tell whether the mail is about the cancellation."""
-    return event.template == events.CANCELLATION
-
-
-# effects
-
-
-def seen(saga: domain.Saga, event: Event) -> domain.Saga:
-    """Note the payment's version."""
-    return msgspec.structs.replace(saga, payment_version=max(saga.payment_version, event.payment_version))
-
-
-def capture(saga: domain.Saga, event: Event) -> domain.Saga:
-    """Note what was captured."""
-    return msgspec.structs.replace(seen(saga, event), captured=max(saga.captured, event.amount))
-
-
-def refund(saga: domain.Saga, event: Event) -> domain.Saga:
-    """Note what was refunded; what went back had been captured, heard of or not."""
-    captured, refunded = max(saga.captured, event.amount), max(saga.refunded, event.amount)
-    return msgspec.structs.replace(seen(saga, event), captured=captured, refunded=refunded)
-
-
-def receipt_sent(saga: domain.Saga, event: Event) -> domain.Saga:
-    """Note when the receipt was first reported."""
-    return msgspec.structs.replace(saga, notified_at=saga.notified_at or event.at)
-
-
-def cancellation_sent(saga: domain.Saga, event: Event) -> domain.Saga:
-    """Note when the cancellation mail was first reported."""
-    return msgspec.structs.replace(saga, cancellation_sent_at=saga.cancellation_sent_at or event.at)
-
-
-def attention(code: str) -> Effect:
-    """Make the effect that calls an operator; the first call stands."""
-
-    def effect(saga: domain.Saga, _: Event) -> domain.Saga:
-        return msgspec.structs.replace(saga, attention=saga.attention or code)
-
-    return effect
-
-
-def reason(code: str) -> Effect:
-    """Make the effect that says why the order ends; the first reason stands."""
-
-    def effect(saga: domain.Saga, _: Event) -> domain.Saga:
-        return msgspec.structs.replace(saga, reason=saga.reason or code)
-
-    return effect
-
-
-# the cells
+from sagapost_order.states import (
+    CANCEL_PAYMENT,
+    CANCEL_REQUESTED,
+    COMPENSATED,
+    COMPENSATING,
+    COMPENSATION_FAILED,
+    CREATED,
+    DEADLINE,
+    EMAIL_FAILED,
+    EMAIL_SENT,
+    NOTIFIED,
+    NOTIFY_FAILED,
+    OPERATOR_COMPENSATE,
+    OPERATOR_MARK_REFUNDED,
+    OPERATOR_RETRY,
+    OPERATOR_WAIVE_NOTIFY,
+    ORDER_CANCELLED,
+    ORDER_CREATED,
+    PAID,
+    PARKED,
+    PAYMENT_FAILED,
+    PAYMENT_PROCESSED,
+    PAYMENT_REFUNDED,
+    PAYMENT_VOIDED,
+    REFUND_FAILED,
+    REQUEST_NOTIFICATION,
+)
 
 _IGN: Final = (Rule(ignored=True),)
 _CANCELLED: Final = (ORDER_CANCELLED,)
@@ -252,6 +107,18 @@ def _no_mail(*rules: Rule) -> tuple[Rule, ...]:
     return (*(msgspec.structs.replace(rule, when=(permanent, receipt, *rule.when)) for rule in rules), untold, Rule(ignored=True))
 
 
+_UNDO: Final = (CANCEL_PAYMENT,)
+_AGAIN: Final = (REQUEST_NOTIFICATION,)
+_UNSENT: Final = (
+    Rule(to=COMPENSATING, when=(refunds_unsent,), does=(reason("receipt_failed"),), emits=_UNDO),
+    Rule(to=NOTIFY_FAILED, does=(attention(PARKED[NOTIFY_FAILED]),)),
+)
+_CANCEL: Final = Rule(to=COMPENSATING, does=(reason("cancelled"),), emits=_UNDO)
+_UNHEARD: Final = (Rule(unheard=True),)
+_GIVEN_UP: Final = (Rule(to=COMPENSATING, does=(reason("operator"),), emits=_UNDO),)
+_KEPT: Final = (Rule(),)
+_WAIVED: Final = (Rule(to=NOTIFIED),)
+_MARKED: Final = (Rule(to=COMPENSATED, does=(refunded_by_hand, reason("refunded")), emits=_CANCELLED),)
 _KEEPS_RECEIPT: Final = _mail(Rule(does=(receipt_sent,)))
 
 TABLE: Final[dict[tuple[str, str], tuple[Rule, ...]]] = {
@@ -290,12 +157,15 @@ TABLE: Final[dict[tuple[str, str], tuple[Rule, ...]]] = {
     (PAID, REFUND_FAILED): _UNASKED_REFUND,
     (NOTIFIED, REFUND_FAILED): _UNASKED_REFUND,
     (COMPENSATING, REFUND_FAILED): (
-        Rule(to=COMPENSATION_FAILED, when=(permanent,), does=(seen, attention(PARKED[COMPENSATION_FAILED]))),
+        Rule(to=COMPENSATION_FAILED, when=(permanent,), does=(capture, attention(PARKED[COMPENSATION_FAILED]))),
         Rule(ignored=True),
     ),
-    (COMPENSATED, REFUND_FAILED): _IGN,
+    (COMPENSATED, REFUND_FAILED): (
+        Rule(to=COMPENSATION_FAILED, when=(permanent, newer, leaves_capture), does=(capture, attention(PARKED[COMPENSATION_FAILED]))),
+        Rule(ignored=True),
+    ),
     (NOTIFY_FAILED, REFUND_FAILED): _UNASKED_REFUND,
-    (COMPENSATION_FAILED, REFUND_FAILED): (Rule(does=(seen,)),),
+    (COMPENSATION_FAILED, REFUND_FAILED): _RECORD_CAPTURE,
     (CREATED, EMAIL_SENT): _KEEPS_RECEIPT,
     (PAID, EMAIL_SENT): _mail(Rule(to=NOTIFIED, does=(receipt_sent,))),
     (NOTIFIED, EMAIL_SENT): _mail(Rule(ignored=True)),
@@ -304,10 +174,56 @@ TABLE: Final[dict[tuple[str, str], tuple[Rule, ...]]] = {
     (NOTIFY_FAILED, EMAIL_SENT): _mail(Rule(to=NOTIFIED, does=(receipt_sent,))),
     (COMPENSATION_FAILED, EMAIL_SENT): _KEEPS_RECEIPT,
     (CREATED, EMAIL_FAILED): _no_mail(Rule()),
-    (PAID, EMAIL_FAILED): _no_mail(Rule(to=NOTIFY_FAILED, does=(attention(PARKED[NOTIFY_FAILED]),))),
+    (PAID, EMAIL_FAILED): _no_mail(*_UNSENT),
     (NOTIFIED, EMAIL_FAILED): _no_mail(Rule(ignored=True)),
     (COMPENSATING, EMAIL_FAILED): _no_mail(Rule(ignored=True)),
     (COMPENSATED, EMAIL_FAILED): _no_mail(Rule(ignored=True)),
     (NOTIFY_FAILED, EMAIL_FAILED): _no_mail(Rule()),
     (COMPENSATION_FAILED, EMAIL_FAILED): _no_mail(Rule(ignored=True)),
+    (CREATED, CANCEL_REQUESTED): (_CANCEL,),
+    (PAID, CANCEL_REQUESTED): (_CANCEL,),
+    (NOTIFIED, CANCEL_REQUESTED): (msgspec.structs.replace(_CANCEL, when=(in_cancel_window,)),),
+    (COMPENSATING, CANCEL_REQUESTED): _UNHEARD,
+    (COMPENSATED, CANCEL_REQUESTED): _UNHEARD,
+    (NOTIFY_FAILED, CANCEL_REQUESTED): (_CANCEL,),
+    (COMPENSATION_FAILED, CANCEL_REQUESTED): _UNHEARD,
+    (CREATED, DEADLINE): (
+        Rule(when=(nudge_is_due,), does=(expect_payment,), emits=(ORDER_CREATED,)),
+        Rule(to=COMPENSATING, does=(reason("timeout"),), emits=_UNDO),
+    ),
+    (PAID, DEADLINE): (Rule(when=(notify_attempts_left,), does=(notify_later,), emits=_AGAIN), *_UNSENT),
+    (COMPENSATING, DEADLINE): (
+        Rule(when=(compensate_attempts_left,), does=(compensate_later,), emits=_UNDO),
+        Rule(to=COMPENSATION_FAILED, does=(attention(PARKED[COMPENSATION_FAILED]),)),
+    ),
+    (NOTIFY_FAILED, DEADLINE): (Rule(does=(still_parked,), emits=_AGAIN),),
+    (COMPENSATION_FAILED, DEADLINE): (Rule(does=(still_parked,), emits=_UNDO),),
+    (CREATED, OPERATOR_RETRY): (Rule(emits=(ORDER_CREATED,)),),
+    (PAID, OPERATOR_RETRY): (Rule(emits=_AGAIN),),
+    (NOTIFIED, OPERATOR_RETRY): _IGN,
+    (COMPENSATING, OPERATOR_RETRY): (Rule(emits=_UNDO),),
+    (COMPENSATED, OPERATOR_RETRY): _IGN,
+    (NOTIFY_FAILED, OPERATOR_RETRY): (Rule(to=PAID, emits=_AGAIN),),
+    (COMPENSATION_FAILED, OPERATOR_RETRY): (Rule(to=COMPENSATING, emits=_UNDO),),
+    (CREATED, OPERATOR_COMPENSATE): _GIVEN_UP,
+    (PAID, OPERATOR_COMPENSATE): _GIVEN_UP,
+    (NOTIFIED, OPERATOR_COMPENSATE): _GIVEN_UP,
+    (COMPENSATING, OPERATOR_COMPENSATE): _KEPT,
+    (COMPENSATED, OPERATOR_COMPENSATE): _IGN,
+    (NOTIFY_FAILED, OPERATOR_COMPENSATE): _GIVEN_UP,
+    (COMPENSATION_FAILED, OPERATOR_COMPENSATE): _KEPT,
+    (CREATED, OPERATOR_WAIVE_NOTIFY): _IGN,
+    (PAID, OPERATOR_WAIVE_NOTIFY): _WAIVED,
+    (NOTIFIED, OPERATOR_WAIVE_NOTIFY): _IGN,
+    (COMPENSATING, OPERATOR_WAIVE_NOTIFY): _IGN,
+    (COMPENSATED, OPERATOR_WAIVE_NOTIFY): _IGN,
+    (NOTIFY_FAILED, OPERATOR_WAIVE_NOTIFY): _WAIVED,
+    (COMPENSATION_FAILED, OPERATOR_WAIVE_NOTIFY): _IGN,
+    (CREATED, OPERATOR_MARK_REFUNDED): _IGN,
+    (PAID, OPERATOR_MARK_REFUNDED): _IGN,
+    (NOTIFIED, OPERATOR_MARK_REFUNDED): _IGN,
+    (COMPENSATING, OPERATOR_MARK_REFUNDED): _MARKED,
+    (COMPENSATED, OPERATOR_MARK_REFUNDED): _IGN,
+    (NOTIFY_FAILED, OPERATOR_MARK_REFUNDED): _IGN,
+    (COMPENSATION_FAILED, OPERATOR_MARK_REFUNDED): _MARKED,
 }

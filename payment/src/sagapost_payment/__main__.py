@@ -6,7 +6,7 @@ from functools import partial
 
 from sagapost_chassis import amqp, consuming, db, lifecycle, outbox, settings
 from sagapost_contracts import topology
-from sagapost_payment import api, consumer, provider
+from sagapost_payment import api, consumer, provider, sweeper
 from sagapost_payment.settings import Settings
 
 
@@ -18,7 +18,7 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
         provider.open_provider(config.provider_url, config.provider_timeout_s) as psp,
         amqp.Publisher(config.amqp_url, "sagapost-payment-publisher") as publisher,
     ):
-        routes = consumer.routes(pool, psp, max_unanswered=config.provider_attempts)
+        routes = consumer.routes(pool, psp, config.terms())
         worker = consuming.Consumer(
             config.amqp_url,
             topology.PAYMENT_QUEUE,
@@ -31,6 +31,7 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
             group.create_task(lifecycle.serve(api.app(pool, worker), config.host, config.port, stop))
             group.create_task(worker.run(stop))
             group.create_task(hints.run(stop))
+            group.create_task(sweeper.run(pool, psp, stop, config.terms()))
 
 
 def main() -> None:

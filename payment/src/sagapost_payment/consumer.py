@@ -6,7 +6,7 @@ from typing import Final
 
 from sagapost_chassis import consuming, db
 from sagapost_contracts import events
-from sagapost_payment import handlers, provider
+from sagapost_payment import domain, handlers, provider
 
 CONCURRENCY: Final = 64  # a provider takes about a second per charge
 # Seventeen minutes: past the usual pay window of fifteen, so that an order whose provider was down all along ends expired
@@ -14,11 +14,9 @@ CONCURRENCY: Final = 64  # a provider takes about a second per charge
 RETRY_DELAYS_S: Final = (1, 5, 30, *(120,) * 8)
 
 
-def routes(pool: db.Pool, psp: provider.Provider, *, max_unanswered: int) -> Mapping[type[events.Message], consuming.Handler]:
+def routes(pool: db.Pool, psp: provider.Provider, terms: domain.Terms) -> Mapping[type[events.Message], consuming.Handler]:
     """Build the table from message type to handler."""
     return {
-        events.OrderCreated: consuming.typed(
-            events.OrderCreated, partial(handlers.on_order_created, pool, psp, max_unanswered=max_unanswered)
-        ),
-        events.CancelPayment: consuming.typed(events.CancelPayment, partial(handlers.on_cancel_payment, pool, psp)),
+        events.OrderCreated: consuming.typed(events.OrderCreated, partial(handlers.on_order_created, pool, psp, terms=terms)),
+        events.CancelPayment: consuming.typed(events.CancelPayment, partial(handlers.on_cancel_payment, pool, psp, terms=terms)),
     }

@@ -1,6 +1,7 @@
 """A payment, what can become of a call to the provider, and the events that tell of it; pure, no I/O and no clock."""
 
 import enum
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Final
@@ -26,8 +27,25 @@ class Status(enum.StrEnum):
     REFUNDED = "refunded"
 
 
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """How patient we are: calls that may stay unanswered, and seconds until somebody looks at a payment that should have moved on.
+
+    `call_s`: seconds after which a call that somebody makes for a payment is over, look-ups and all; no look begins earlier.
+    """
+
+    max_unanswered: int = 3
+    look_s: float = 60.0
+    call_s: float = 25.0
+
+
+TERMS: Final = Terms()
+
+
 class Payment(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of `payments`; `expired` says whether pay_before had passed when it was read, by the database's clock."""
+    """A row of `payments`; `expired` says whether pay_before had passed when it was read, by the database's clock.
+
+    `uncertain`: more than one call may have reached the provider, or one has no answer, so that a charge may appear later.
+    """
 
     id: int
     order_id: int
@@ -43,6 +61,7 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     user_email: str
     items: tuple[events.Line, ...]
     unanswered_calls: int
+    uncertain: bool
     cancel_requested_at: datetime | None
     expired: bool
 
@@ -56,12 +75,14 @@ class Movement(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
 
 
-class Captured(Movement, frozen=True, kw_only=True):
-    """The provider holds a charge; the amount is what it says it took."""
-
-
 class Refunded(Movement, frozen=True, kw_only=True):
     """The provider gave the money back."""
+
+
+class Captured(Movement, frozen=True, kw_only=True):
+    """The provider holds a charge; the amount is what it says it took, `refunds` what went back of it, as far as it was asked."""
+
+    refunds: tuple[Refunded, ...] = ()
 
 
 class Declined(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,20 +119,48 @@ def refund_key(saga_id: UUID) -> str:
     return f"ref:{saga_id}"
 
 
-def reason_to_give_up(payment: Payment, max_unanswered: int) -> GivenUp | None:
+def duplicate_key(charge_id: str) -> str:
+    """Give the one idempotency key under which a charge that nobody asked for is ever given back."""
+    return f"dup:{charge_id}"
+
+
+def reason_to_give_up(payment: Payment, terms: Terms) -> GivenUp | None:
     """Decide, once the provider has said that there is no charge, whether to stop asking for one."""
     if payment.cancel_requested_at is not None:
         return GivenUp(code=CANCELLED, reason="The order was cancelled before anything was charged.")
     if payment.expired:
         return GivenUp(code=EXPIRED, reason="The time to pay ran out; nothing was charged.")
-    if payment.unanswered_calls >= max_unanswered:
+    if payment.unanswered_calls >= terms.max_unanswered:
         return GivenUp(code=PROVIDER_TIMEOUT, reason=f"The provider left {payment.unanswered_calls} calls unanswered; nothing was charged.")
     return None
 
 
 def must_go_back(payment: Payment) -> bool:
     """Tell whether a capture that just became known has to be refunded at once: nobody waits for it any more."""
-    return payment.status is Status.VOIDED or (payment.status is Status.PROCESSING and payment.cancel_requested_at is not None)
+    ended = payment.status in {Status.VOIDED, Status.FAILED}
+    return ended or (payment.status is Status.PROCESSING and payment.cancel_requested_at is not None)
+
+
+def is_as_asked(payment: Payment, captured: Captured) -> bool:
+    """Tell whether the provider says that it took what it was asked for."""
+    return (captured.amount, captured.currency) == (payment.amount, payment.currency)
+
+
+def surplus(charges: Sequence[Captured], ours: str, noted: Collection[str]) -> list[Captured]:
+    """Pick the charges beside ours that are not noted yet: a provider that forgets its keys has made them."""
+    return [charge for charge in charges if charge.transaction_id != ours and charge.transaction_id not in noted]
+
+
+def left_of(charge: Captured) -> Decimal:
+    """Give what is left of a charge after its refunds."""
+    return charge.amount - sum((refund.amount for refund in charge.refunds), Decimal(0))
+
+
+def gone_back(charge: Captured) -> Refunded | None:
+    """Give the refunds of a charge as one, named like the last of them, when nothing is left of it."""
+    if not charge.refunds or left_of(charge) > 0:
+        return None
+    return msgspec.structs.replace(charge.refunds[-1], amount=charge.amount)
 
 
 def processed(payment: Payment, captured: Movement) -> events.PaymentProcessed:

@@ -37,8 +37,8 @@ class Provider(Protocol):
         """
         ...
 
-    async def find(self, reference: UUID) -> domain.Captured | None:
-        """Ask for the charge made under a reference.
+    async def find(self, reference: UUID) -> list[domain.Captured]:
+        """Ask for the charges made under a reference, the oldest first, with their refunds; two mean that the provider forgot a key.
 
         Raises:
             errors.ProviderUnavailableError: there is no answer, which says nothing about the charge.
@@ -58,6 +58,14 @@ class Provider(Protocol):
         ...
 
 
+class _Refund(msgspec.Struct, frozen=True, kw_only=True):
+    refund_id: str
+    reference: str
+    amount: Decimal
+    currency: str
+    at: datetime
+
+
 class _Charge(msgspec.Struct, frozen=True, kw_only=True):
     charge_id: str
     reference: str
@@ -65,18 +73,11 @@ class _Charge(msgspec.Struct, frozen=True, kw_only=True):
     currency: str
     status: str
     at: datetime
+    refunds: tuple[_Refund, ...] = ()
 
 
 class _Charges(msgspec.Struct, frozen=True, kw_only=True):
     charges: tuple[_Charge, ...]
-
-
-class _Refund(msgspec.Struct, frozen=True, kw_only=True):
-    refund_id: str
-    reference: str
-    amount: Decimal
-    currency: str
-    at: datetime
 
 
 class _Refusal(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +99,11 @@ _UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True):
     status: int
     body: bytes
+
+
+def longest_s(timeout_s: float) -> float:
+    """Give the seconds after which a call is over: a look-up, the call, a look-up, and as much as half a call for our own books."""
+    return 1.5 * timeout_s + 2 * min(LOOKUP_TIMEOUT_S, timeout_s)
 
 
 @asynccontextmanager
@@ -143,20 +149,17 @@ class HttpProvider:
         except _UNREADABLE as exc:
             return _unreadable(answer, exc)
 
-    async def find(self, reference: UUID) -> domain.Captured | None:
-        """Ask for the charge made under a reference; see the Protocol."""
+    async def find(self, reference: UUID) -> list[domain.Captured]:
+        """Ask for the charges made under a reference; see the Protocol."""
         try:
             params = {"reference": str(reference)}
             async with self._session.get("/v1/charges", params=params, timeout=self._lookup_timeout, headers=_headers()) as response:
                 answer = await _read(response)
             if answer.status != 200:
                 raise errors.ProviderUnavailableError(f"the look-up was answered with {answer.status}")
-            found = [_captured(charge, reference) for charge in _CHARGES.decode(answer.body).charges if charge.status == "succeeded"]
+            return [_captured(charge, reference) for charge in _CHARGES.decode(answer.body).charges if charge.status == "succeeded"]
         except (aiohttp.ClientError, OSError, *_UNREADABLE) as exc:
             raise errors.ProviderUnavailableError(f"the look-up failed: {type(exc).__name__}: {exc}") from exc
-        if len(found) > 1:
-            telemetry.log.error("provider.charged_twice", reference=str(reference), charges=[charge.transaction_id for charge in found])
-        return found[0] if found else None
 
     async def _post(self, path: str, key: str, body: Mapping[str, str]) -> _Answer | domain.Unknown:
         try:
@@ -203,7 +206,8 @@ def _captured(charge: _Charge, reference: UUID) -> domain.Captured:
     if charge.status != "succeeded":
         raise ValueError(f"a charge that is {charge.status!r}")
     taken = money.Money(amount=money.parse_amount(charge.amount), currency=charge.currency)
-    return domain.Captured(transaction_id=charge.charge_id, amount=taken.amount, currency=taken.currency, at=charge.at)
+    back = tuple(_refunded(refund, reference) for refund in charge.refunds)
+    return domain.Captured(transaction_id=charge.charge_id, amount=taken.amount, currency=taken.currency, at=charge.at, refunds=back)
 
 
 def _refunded(refund: _Refund, reference: UUID) -> domain.Refunded:

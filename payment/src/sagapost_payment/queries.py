@@ -12,8 +12,9 @@ from sagapost_payment import domain, errors
 
 # no conflict target: racing inserts of one order may meet on the order's or on the saga's index first
 _INSERT: Final = """
-INSERT INTO payments (order_id, saga_id, status, amount, currency, payment_method, user_email, items, pay_before)
-VALUES (%(order_id)s, %(saga_id)s, 'processing', %(amount)s, %(currency)s, %(payment_method)s, %(user_email)s, %(items)s, %(pay_before)s)
+INSERT INTO payments (order_id, saga_id, status, amount, currency, payment_method, user_email, items, pay_before, look_at)
+VALUES (%(order_id)s, %(saga_id)s, 'processing', %(amount)s, %(currency)s, %(payment_method)s, %(user_email)s, %(items)s, %(pay_before)s,
+        now() + GREATEST(%(look_s)s, %(call_s)s) * interval '1 second')
 ON CONFLICT DO NOTHING
 """
 _INSERT_TOMBSTONE: Final = """
@@ -23,23 +24,61 @@ ON CONFLICT DO NOTHING
 """
 _SELECT: Final = """
 SELECT id, order_id, saga_id, status, version, amount, currency, payment_method, transaction_id, code, reason, user_email, items,
-       unanswered_calls, cancel_requested_at, pay_before <= now() AS expired
+       unanswered_calls, uncertain, cancel_requested_at, pay_before <= now() AS expired
 FROM payments WHERE order_id = %(order_id)s LIMIT 1
 """
 _LOCK: Final = _SELECT + "FOR UPDATE"
 _MOVE: Final = """
 UPDATE payments
 SET status = %(status)s, version = version + 1, updated_at = now(), transaction_id = COALESCE(%(transaction_id)s, transaction_id),
-    code = COALESCE(%(code)s, code), reason = COALESCE(%(reason)s, reason)
+    code = COALESCE(%(code)s, code), reason = COALESCE(%(reason)s, reason), looks = 0,
+    look_at = CASE WHEN uncertain OR %(status)s = 'refunding' THEN now() + GREATEST(%(look_s)s, %(call_s)s) * interval '1 second' END
 WHERE id = %(id)s AND version = %(version)s
 RETURNING id, order_id, saga_id, status, version, amount, currency, payment_method, transaction_id, code, reason, user_email, items,
-          unanswered_calls, cancel_requested_at, pay_before <= now() AS expired
+          unanswered_calls, uncertain, cancel_requested_at, pay_before <= now() AS expired
 """
-_COUNT_UNANSWERED: Final = """
-UPDATE payments SET unanswered_calls = unanswered_calls + 1, updated_at = now() WHERE id = %(id)s AND status = 'processing'
+_DOUBT: Final = """
+UPDATE payments SET uncertain = true, unanswered_calls = unanswered_calls + %(unanswered)s, updated_at = now()
+ WHERE id = %(id)s AND status = 'processing'
 """
+# whoever is about to call has the payment to himself until the call must be over
+_REPEAT: Final = """
+UPDATE payments SET uncertain = true, look_at = GREATEST(look_at, now() + %(call_s)s * interval '1 second'), updated_at = now()
+ WHERE id = %(id)s AND status = 'processing'
+"""
+# Not at once: a call that is under way should have its answer first, and nobody begins another one for a cancelled order.
 _NOTE_CANCEL: Final = """
-UPDATE payments SET cancel_requested_at = COALESCE(cancel_requested_at, now()), updated_at = now() WHERE id = %(id)s
+UPDATE payments
+   SET cancel_requested_at = now(), updated_at = now(), looks = 0,
+       look_at = LEAST(look_at, now() + %(call_s)s * interval '1 second')
+ WHERE id = %(id)s AND cancel_requested_at IS NULL
+"""
+# Claimed by moving the time of the next look on, past the end of this one: whoever dies over it leaves it to the next one.
+# What is under way is looked at for ever. What has ended is looked at for about a day, because a provider that forgets its keys
+# may show a charge late: for the first hour every fourth minute, then with pauses that double.
+_LOOK: Final = """
+WITH due AS MATERIALIZED (SELECT id FROM payments WHERE look_at <= now() ORDER BY look_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
+UPDATE payments AS p
+   SET looks = p.looks + 1,
+       look_at = CASE
+           WHEN p.status IN ('processing', 'refunding')
+               THEN now() + GREATEST(LEAST(%(look_s)s * 2 ^ LEAST(p.looks, 20), %(look_max_s)s), %(call_s)s) * interval '1 second'
+           WHEN p.looks < %(settled_looks)s
+               THEN now() + GREATEST(%(look_s)s * 2 ^ (LEAST(p.looks, 2) + GREATEST(p.looks - 15, 0)), %(call_s)s) * interval '1 second'
+           END
+  FROM due WHERE p.id = due.id
+RETURNING p.id, p.order_id, p.saga_id, p.status, p.version, p.amount, p.currency, p.payment_method, p.transaction_id, p.code, p.reason,
+          p.user_email, p.items, p.unanswered_calls, p.uncertain, p.cancel_requested_at, p.pay_before <= now() AS expired
+"""
+_NOTED_DUPLICATES: Final = "SELECT transaction_id FROM duplicate_charges WHERE order_id = %(order_id)s LIMIT 1000"
+_INSERT_DUPLICATE: Final = """
+INSERT INTO duplicate_charges (transaction_id, order_id, amount, currency, refund_id)
+VALUES (%(transaction_id)s, %(order_id)s, %(amount)s, %(currency)s, %(refund_id)s)
+ON CONFLICT (transaction_id) DO NOTHING
+"""
+_OPEN: Final = """
+SELECT status, count(*), extract(epoch FROM now() - min(created_at))::float8
+  FROM payments WHERE status IN ('processing', 'refunding') GROUP BY status
 """
 _INSERT_LEDGER: Final = """
 INSERT INTO ledger (order_id, kind, amount, currency, transaction_id, at)
@@ -51,8 +90,11 @@ SELECT amount, currency, transaction_id, at FROM ledger WHERE order_id = %(order
 
 Kind = Literal["capture", "refund"]
 
+_LOOK_MAX_S: Final = 900.0
+_SETTLED_LOOKS: Final = 23
 
-async def add(conn: db.Connection, order: events.OrderCreated) -> bool:
+
+async def add(conn: db.Connection, order: events.OrderCreated, *, terms: domain.Terms) -> bool:
     """Insert the intent to charge; False when this order has a payment already."""
     cursor = await conn.execute(
         _INSERT,
@@ -65,6 +107,8 @@ async def add(conn: db.Connection, order: events.OrderCreated) -> bool:
             "user_email": order.user_email,
             "items": json.Jsonb(order.items, dumps=msgspec.json.encode),
             "pay_before": order.pay_before,
+            "look_s": terms.look_s,
+            "call_s": terms.call_s,
         },
     )
     return cursor.rowcount == 1
@@ -104,6 +148,7 @@ async def move(
     transaction_id: str | None = None,
     code: str | None = None,
     reason: str | None = None,
+    terms: domain.Terms,
 ) -> domain.Payment:
     """Give a payment its next status and version; what is None stays.
 
@@ -111,23 +156,75 @@ async def move(
         errors.StalePaymentError: it was moved since it was read.
 
     """
-    values = {"id": payment.id, "version": payment.version, "status": status.value}
+    values = {
+        "id": payment.id,
+        "version": payment.version,
+        "status": status.value,
+        "transaction_id": transaction_id,
+        "code": code,
+        "reason": reason,
+        "look_s": terms.look_s,
+        "call_s": terms.call_s,
+    }
     async with conn.cursor(row_factory=db.struct_row(domain.Payment)) as cursor:
-        await cursor.execute(_MOVE, values | {"transaction_id": transaction_id, "code": code, "reason": reason})
+        await cursor.execute(_MOVE, values)
         found = await cursor.fetchone()
     if found is None:
         raise errors.StalePaymentError(f"the payment of order {payment.order_id} is past version {payment.version}")
     return found
 
 
-async def count_unanswered(conn: db.Connection, payment: domain.Payment) -> None:
-    """Remember that a call stayed without an answer; in the row, because deliveries start over at one."""
-    await conn.execute(_COUNT_UNANSWERED, {"id": payment.id})
+async def doubt(conn: db.Connection, payment: domain.Payment, *, unanswered: bool) -> None:
+    """Remember that a charge may appear later, and count a call without an answer; in the row, for deliveries start over at one."""
+    await conn.execute(_DOUBT, {"id": payment.id, "unanswered": int(unanswered)})
 
 
-async def note_cancel(conn: db.Connection, payment: domain.Payment) -> None:
-    """Leave word for whoever learns the outcome of the running call."""
-    await conn.execute(_NOTE_CANCEL, {"id": payment.id})
+async def repeat(conn: db.Connection, payment: domain.Payment, *, terms: domain.Terms) -> None:
+    """Remember that one more call follows, so that two charges may appear, and keep the looks away meanwhile."""
+    await conn.execute(_REPEAT, {"id": payment.id, "call_s": terms.call_s})
+
+
+async def note_cancel(conn: db.Connection, payment: domain.Payment, *, terms: domain.Terms) -> None:
+    """Leave word for whoever learns the outcome of the running call, and have somebody look when that call must be over."""
+    await conn.execute(_NOTE_CANCEL, {"id": payment.id, "call_s": terms.call_s})
+
+
+async def look(conn: db.Connection, limit: int, *, terms: domain.Terms) -> list[domain.Payment]:
+    """Claim payments that somebody should look at, the longest waiting first; no other caller gets them for a while."""
+    values = {
+        "limit": limit,
+        "look_s": terms.look_s,
+        "look_max_s": _LOOK_MAX_S,
+        "call_s": terms.call_s,
+        "settled_looks": _SETTLED_LOOKS,
+    }
+    async with conn.cursor(row_factory=db.struct_row(domain.Payment)) as cursor:
+        await cursor.execute(_LOOK, values)
+        return await cursor.fetchall()
+
+
+async def note_duplicate(conn: db.Connection, payment: domain.Payment, charge: domain.Movement, refund_id: str) -> bool:
+    """Note a charge that nobody asked for, and its refund; False when it was noted before."""
+    values = {
+        "transaction_id": charge.transaction_id,
+        "order_id": payment.order_id,
+        "amount": charge.amount,
+        "currency": charge.currency,
+        "refund_id": refund_id,
+    }
+    return (await conn.execute(_INSERT_DUPLICATE, values)).rowcount == 1
+
+
+async def noted_duplicates(conn: db.Connection, payment: domain.Payment) -> set[str]:
+    """Give the charges of an order that are noted as surplus and went back."""
+    found = await conn.execute(_NOTED_DUPLICATES, {"order_id": payment.order_id})
+    return {str(row[0]) for row in await found.fetchall()}
+
+
+async def unfinished(conn: db.Connection) -> dict[str, tuple[int, float]]:
+    """Count what is under way, by status, with the age of the oldest in seconds."""
+    found = await conn.execute(_OPEN)
+    return {status: (count, oldest_s) for status, count, oldest_s in await found.fetchall()}
 
 
 async def enter(conn: db.Connection, payment: domain.Payment, kind: Kind, movement: domain.Movement) -> None:

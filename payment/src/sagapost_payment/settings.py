@@ -1,10 +1,14 @@
 """What the payment process reads from its environment."""
 
 from sagapost_chassis import settings
+from sagapost_payment import domain, provider
 
 
 class Settings(settings.Common, frozen=True, kw_only=True):
-    """One field per SAGAPOST_ variable; `provider_attempts` is how many calls may stay unanswered before we give up."""
+    """One field per SAGAPOST_ variable; `provider_attempts` is how many calls may stay unanswered before we give up.
+
+    `look_s`: seconds after which a payment that should have moved on is looked at again.
+    """
 
     port: int = 8002
     database_url: str
@@ -12,9 +16,15 @@ class Settings(settings.Common, frozen=True, kw_only=True):
     provider_url: str
     provider_timeout_s: float = 10
     provider_attempts: int = 3
+    look_s: float = 60
 
     def __post_init__(self) -> None:
         """Refuse limits that would never let a call through."""
         super().__post_init__()
-        if self.provider_timeout_s <= 0 or self.provider_attempts < 1:
-            raise ValueError("PROVIDER_TIMEOUT_S must be above 0 and PROVIDER_ATTEMPTS at least 1")
+        if self.provider_timeout_s <= 0 or self.provider_attempts < 1 or self.look_s <= 0:
+            raise ValueError("PROVIDER_TIMEOUT_S and LOOK_S must be above 0 and PROVIDER_ATTEMPTS at least 1")
+
+    def terms(self) -> domain.Terms:
+        """Give what the use cases need of it."""
+        call_s = provider.longest_s(self.provider_timeout_s)
+        return domain.Terms(max_unanswered=self.provider_attempts, look_s=self.look_s, call_s=call_s)

@@ -1,4 +1,4 @@
-const pretty = (value) => JSON.stringify(value, null, 2);
+const pretty = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2));
 const nameOf = (ref) => ref.split("/").pop();
 const code = (text) => el("code", {}, text);
 const prose = (text) => text.split("`").map((part, index) => (index % 2 ? code(part) : part));
@@ -53,7 +53,9 @@ function fields(schema) {
 
 function curl(method, path, operation) {
   const filled = (operation.parameters || []).filter((one) => one.in === "path").reduce((text, one) => text.replace(`{${one.name}}`, one.example), path);
-  const parts = [`curl ${method === "get" ? "" : `-X ${method.toUpperCase()} `}${location.origin}${filled}`];
+  const streamed = Object.values(operation.responses).some((one) => one.content?.["text/event-stream"]);
+  const parts = [`curl ${streamed ? "-N " : ""}${method === "get" ? "" : `-X ${method.toUpperCase()} `}${location.origin}${filled}`];
+  for (const one of operation.parameters || []) if (one.in === "header" && one.required) parts.push(`-H '${one.name}: ${one.example}'`);
   const content = operation.requestBody?.content["application/json"];
   if (content) parts.push('-H "Content-Type: application/json"', `-d '${pretty(content.example)}'`);
   return parts.join(" \\\n  ");
@@ -74,7 +76,7 @@ function body(operation, document) {
 function answer(status, response) {
   const [[type, content] = []] = Object.entries(response.content || {});
   const shown = content?.examples ? Object.entries(content.examples).flatMap(([name, example]) => [block(pretty(example.value), name)]) : [];
-  if (content?.example) shown.push(block(pretty(content.example), "JSON"));
+  if (content?.example) shown.push(block(pretty(content.example), type === "application/json" ? "JSON" : type));
   const headers = Object.entries(response.headers || {}).map(([name, header]) => row(name, false, prose(header.description)));
   const kind = status < "400" ? "ok" : status < "500" ? "warn" : "bad";
   return el("details", {},

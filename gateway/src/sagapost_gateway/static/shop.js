@@ -11,13 +11,14 @@ const TOKENS = {
 };
 const ICONS = ["laptop stand:stand", "laptop", "mouse", "keyboard", "dock", "monitor", "headphones", "webcam", "lamp", "ssd", "cable", "sticker"];
 const STEPS = { order: "Order stored", payment: "Payment", email: "Receipt by e-mail" };
-const POLL_MS = 300, PARKED = ["notify_failed", "compensation_failed"];
+const POLL_MS = 300, PARKED = ["notify_failed", "compensation_failed"], CANCELLABLE = ["created", "paid", "notified", "notify_failed"];
 
 const cart = new Map(JSON.parse(sessionStorage.getItem("cart") || "[]"));
 let catalogue = new Map();
 let key = "";
 let following = 0;
 let started = 0;
+let watched = null;
 
 function icon(name) {
   const space = "http://www.w3.org/2000/svg";
@@ -185,48 +186,86 @@ function begin(placed, tookMs, begun, replayed) {
 
 async function follow(sagaId) {
   const mine = ++following;
-  let tag = null;
-  let saga = null;
-  clearJourney();
+  if (watched?.saga_id !== sagaId) clearJourney();
   show("journey");
   $("side").scrollIntoView({ block: "nearest" });
-  while (mine === following) {
-    try {
-      const response = await fetch(`/api/sagas/${sagaId}`, { headers: tag ? { "If-None-Match": tag } : {} });
-      if (mine !== following) return;
-      if (response.ok) {
-        tag = response.headers.get("ETag");
-        saga = await response.json();
-        drawSaga(saga);
-      } else if (response.status !== 304) {
-        const problem = await problemOf(response);
-        verdict("warn", `${problem.title}. ${problem.detail}`);
-        if (response.status === 404) return;
-      }
-    } catch {
-      verdict("warn", "The connection is gone; still trying.");
-    }
-    if (saga && (saga.done || PARKED.includes(saga.state))) return;
-    if (saga) drawRunning(saga);
-    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+  const news = listen(sagaId);
+  const seen = { tag: null, saga: null, over: false };
+  while (mine === following && !seen.over) {
+    if (news.due(seen.saga)) await look(sagaId, seen, () => mine === following);
+    if (seen.saga && !seen.saga.done) drawRunning(seen.saga);
+    if (!seen.over) await news.next();
   }
+  news.close();
+}
+
+// What is new is heard over the stream of events; while that is not open, it is asked for, a parked order less often.
+function listen(sagaId) {
+  const source = new EventSource(`/api/sagas/${sagaId}/events`);
+  let fresh = true, asked = 0, wake = () => {};
+  for (const name of ["transition", "end"]) source.addEventListener(name, () => { fresh = true; wake(); });
+  source.addEventListener("end", () => source.close());
+  return {
+    due(saga) {
+      const pause = saga && PARKED.includes(saga.state) ? 10 * POLL_MS : POLL_MS;
+      const due = fresh || (source.readyState !== EventSource.OPEN && performance.now() - asked >= pause);
+      if (due) [fresh, asked] = [false, performance.now()];
+      return due;
+    },
+    next: () => new Promise((resolve) => { wake = resolve; setTimeout(resolve, POLL_MS); }),
+    close: () => source.close(),
+  };
+}
+
+async function look(sagaId, seen, wanted) {
+  try {
+    const response = await fetch(`/api/sagas/${sagaId}`, { headers: seen.tag ? { "If-None-Match": seen.tag } : {} });
+    const answer = response.ok ? await response.json() : response.status === 304 ? null : await problemOf(response);
+    if (!wanted()) return;
+    if (response.ok) {
+      seen.tag = response.headers.get("ETag");
+      drawSaga((seen.saga = answer));
+    } else if (answer) verdict("warn", `${answer.title}. ${answer.detail}`);
+    seen.over = response.status === 404 || Boolean(seen.saga?.done);
+  } catch {
+    seen.tag = null; // so that the next answer is drawn over this
+    if (wanted()) verdict("warn", "The connection is gone; still trying.");
+  }
+}
+
+async function cancel() {
+  const { order_id: orderId, saga_id: sagaId } = watched;
+  $("cancel").disabled = true;
+  $("side").focus({ preventScroll: true }); // the button may go
+  try {
+    const response = await fetch(`/api/orders/${orderId}/cancel`, { method: "POST" });
+    if (watched?.saga_id !== sagaId || $("journey-view").hidden) return;
+    if (response.ok) return follow(sagaId);
+    const problem = await problemOf(response);
+    verdict("warn", `${problem.title}. ${problem.detail}`);
+    $("cancel").hidden = response.status === 409;
+  } catch {
+    verdict("warn", "The connection broke. Whether the order is cancelled is not known; trying again does no harm.");
+  }
+  $("cancel").disabled = false;
 }
 
 function clearJourney() {
   $("order-title").textContent = "Your order";
   $("state").textContent = "";
   $("verdict").hidden = true;
+  $("cancel").hidden = true;
   for (const id of ["steps", "history", "facts"]) $(id).replaceChildren();
 }
 
-function look(step) {
+function lookOf(step) {
   if (step.state === "done") return "done";
   if (step.state === "failed" || step.state === "refunded") return "failed";
   return step.state === "running" ? "running" : "pending";
 }
 
 function stepRow(step) {
-  const state = look(step);
+  const state = lookOf(step);
   const mark = { done: "check", failed: "cross" }[state] || step.name;
   const told = step.name === "email" && step.state === "skipped" ? "not sent; a cancellation mail follows" : words(step.state);
   const notes = [state === "done" ? null : told, step.attempts > 1 ? `${step.attempts} attempts` : null, step.at ? clock(step.at) : null];
@@ -238,6 +277,9 @@ function stepRow(step) {
 }
 
 function drawSaga(saga) {
+  watched = saga;
+  $("cancel").hidden = !CANCELLABLE.includes(saga.state);
+  $("cancel").disabled = false;
   $("order-title").textContent = `Order ${saga.order_id}`;
   $("state").textContent = words(saga.state);
   $("state").className = `pill ${{ notified: "ok", paid: "ok", created: "" }[saga.state] ?? "warn"}`;
@@ -247,13 +289,13 @@ function drawSaga(saga) {
   $("facts").replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [el("dt", {}, name), el("dd", { class: "mono" }, value || "–")]));
   $("verdict").hidden = true;
   if (saga.state === "notified") verdict("ok", "Paid, and the receipt is in the mail.");
-  else if (saga.state === "compensated") verdict("warn", `Cancelled${saga.reason ? `: ${words(saga.reason)}` : ""}. ${saga.captured === saga.refunded ? "You pay nothing." : ""}`);
+  else if (saga.state === "compensated") verdict("warn", `Cancelled${saga.reason && saga.reason !== "cancelled" ? `: ${words(saga.reason)}` : ""}. ${saga.captured === saga.refunded ? "You pay nothing." : ""}`);
   else if (saga.attention || PARKED.includes(saga.state)) verdict("bad", `Somebody has to look at this order${saga.attention ? `: ${words(saga.attention)}` : ""}.`);
   $("said").textContent = `Order ${saga.order_id}: ${saga.steps.map((step) => `${STEPS[step.name] || step.name} ${words(step.state)}`).join(", ")}`;
 }
 
 function drawRunning(saga) {
-  const step = saga.steps.find((candidate) => look(candidate) === "running");
+  const step = saga.steps.find((candidate) => lookOf(candidate) === "running");
   const cell = step && document.querySelector(`[data-step="${step.name}"] .ms`);
   if (!cell || step.ms) return;
   const known = saga.steps.reduce((sum, candidate) => sum + (candidate.ms || 0), 0);
@@ -282,6 +324,7 @@ function setUp() {
   $("bar-open").addEventListener("click", openCheckout);
   $("back").addEventListener("click", () => show("cart"));
   $("checkout-view").addEventListener("submit", buy);
+  $("cancel").addEventListener("click", cancel);
   $("again").addEventListener("click", () => {
     following += 1;
     history.replaceState(null, "", location.pathname);

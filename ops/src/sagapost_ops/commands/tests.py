@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import pathlib
 import shutil
 import sys
 from typing import Final, Protocol
@@ -15,6 +16,7 @@ from sagapost_sandbox import errors as sandbox_errors
 from sagapost_sandbox import packages, processes
 
 _DOCKER_S: Final = 10
+_WORKERS: Final = 2  # what the suite needs is mostly waiting; each worker costs a PostgreSQL and a RabbitMQ
 _EXIT_CODES: Final = {0: 0, 1: 1, 2: 2, 5: 3}  # pytest's 5: no test matched
 
 
@@ -47,6 +49,7 @@ class Counts:
     ./sagapost test
     ./sagapost test tests/unit -x
     ./sagapost test -- -k receipt --durations=10
+    ./sagapost test --workers 1          # one after the other, in one process
     ./sagapost test --infra docker       # PostgreSQL and RabbitMQ in containers
     """,
 )
@@ -57,9 +60,14 @@ class Counts:
     show_default=True,
     help="Servers as child processes, or in containers.",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 16),
+    help="Processes that share the files, each with servers of its own; usually 2 for the whole suite, 1 for what is named.",
+)
 @options.as_json
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def command(*, infra: str, as_json: bool, arguments: tuple[str, ...]) -> None:
+def command(*, infra: str, workers: int | None, as_json: bool, arguments: tuple[str, ...]) -> None:
     """Hand over to pytest and end as it does."""
     root = state.checkout()
     if not (root / "tests").is_dir() or importlib.util.find_spec("pytest") is None:
@@ -74,11 +82,18 @@ def command(*, infra: str, as_json: bool, arguments: tuple[str, ...]) -> None:
     os.chdir(root)  # pytest finds its settings and the tests from here
     counts = Counts()
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        code = importlib.import_module("pytest").main([f"--infra={infra}", *arguments], plugins=[counts])
+        code = importlib.import_module("pytest").main([f"--infra={infra}", *_sharing(workers, arguments), *arguments], plugins=[counts])
     exit_code = _EXIT_CODES.get(int(code), 2)
     if as_json:
         screen.json({"ok": exit_code == 0, "exit_code": exit_code} | counts.seen)
     raise SystemExit(exit_code)
+
+
+def _sharing(workers: int | None, arguments: tuple[str, ...]) -> list[str]:
+    """Give pytest's options for several workers; a file's tests stay together, for they share servers and stacks."""
+    is_whole = not any(pathlib.Path(argument.partition("::")[0]).exists() for argument in arguments if not argument.startswith("-"))
+    count = workers or (_WORKERS if is_whole else 1)
+    return [f"--numprocesses={count}", "--dist=loadscope"] if count > 1 else []
 
 
 def _need_docker() -> None:

@@ -13,6 +13,7 @@ from sagapost_ops.invariants.outcome import Expectations
 
     Every order has one saga, every saga has ended, the money that moved is that of the live orders, one receipt each,
     histories without gaps, nothing unpublished, nothing left in a queue. Exit code 0 only when all of it holds.
+    What an operator did by hand counts as he wrote it down: a receipt that was waived, money that was given back elsewhere.
 
     What was published leaves the outbox after a while. What only those rows could tell of an older order is not judged, and counted.
 

@@ -9,9 +9,13 @@ from sagapost_ops import evidence
 from sagapost_ops.invariants.outcome import Expectations, Outcome, outcome
 from sagapost_ops.outbox import queries
 
-_WAIVED: Final = (
-    "SELECT DISTINCT saga_id::text FROM saga_history WHERE event = 'WaiveNotify' OR (source = 'operator' AND to_state = 'notified')"
-)
+# finished by an operator without its receipt; one that was reported all the same must be there
+_WAIVED: Final = """
+SELECT s.id::text FROM sagas AS s
+ WHERE s.notified_at IS NULL AND EXISTS (
+       SELECT FROM saga_history AS h
+        WHERE h.saga_id = s.id AND h.event = 'OperatorWaiveNotify' AND h.outcome = 'applied' AND h.to_state = 'notified')
+"""
 _CANCELLED: Final = "SELECT DISTINCT correlation_id FROM outbox WHERE type = 'OrderCancelled'"
 # their announcement may have left the ring; the history says that there was one
 _OLD: Final = sql.SQL("""
@@ -19,6 +23,14 @@ WITH {ring}
 SELECT s.id::text FROM sagas AS s CROSS JOIN ring
  WHERE s.created_at < ring.whole_since
    AND EXISTS (SELECT FROM saga_history AS h WHERE h.saga_id = s.id AND h.to_state = 'compensated' AND h.from_state <> 'compensated')
+""").format(ring=queries.RING)
+# whose end nobody was told of
+_UNTOLD: Final = sql.SQL("""
+WITH {ring}
+SELECT format('saga %s is compensated and its cancellation was never announced', s.id) FROM sagas AS s CROSS JOIN ring
+ WHERE s.state = 'compensated' AND s.created_at >= ring.whole_since
+   AND NOT EXISTS (SELECT FROM outbox AS o WHERE o.correlation_id = s.id::text AND o.type = 'OrderCancelled')
+ ORDER BY s.id LIMIT 100
 """).format(ring=queries.RING)
 _REFUSED: Final = "SELECT DISTINCT saga_id::text FROM saga_history WHERE event = 'EmailFailed'"
 
@@ -32,8 +44,10 @@ def receipts(found: evidence.Evidence, expected: Expectations) -> Outcome | None
     waived = set(evidence.sentences(found.order, _WAIVED))
     captured = {str(entry.saga_id) for entry in found.ledger if entry.kind == "capture"}
     sagas = {str(saga_id): saga for saga_id, saga in found.sagas.items()}
-    notified = [saga_id for saga_id, saga in sagas.items() if saga.state == "notified" and saga_id not in waived]
+    notified = [saga_id for saga_id, saga in sagas.items() if (saga.is_notified or saga.state == "notified") and saga_id not in waived]
     violations = [f"saga {saga_id} is notified and no receipt was accepted" for saga_id in notified if saga_id not in written]
+    unheard = written & {saga_id for saga_id, saga in sagas.items() if not saga.is_notified} - waived
+    violations.extend(f"saga {saga_id} has a receipt and has never heard of it" for saga_id in sorted(unheard))
     for mail in sent:
         if mail.saga_id not in sagas:
             violations.extend([] if expected.strangers else [f"the receipt {mail.message_id} is of no saga"])
@@ -57,6 +71,10 @@ def cancellations(found: evidence.Evidence, expected: Expectations) -> Outcome |
     unasked = sent - announced if not expected.strangers else (sent & known) - announced
     unjudged = unasked & old
     violations.extend(f"a cancellation mail was sent for saga {saga_id}, which was not cancelled" for saga_id in sorted(unasked - old))
+    told = {str(saga.id) for saga in found.sagas.values() if saga.is_told}
+    violations.extend(f"saga {saga_id} counts its cancellation mail as sent, and none was accepted" for saga_id in sorted(told - sent))
+    violations.extend(f"saga {saga_id} has a cancellation mail and has never heard of it" for saga_id in sorted((sent & known) - told))
+    violations.extend(evidence.sentences(found.order, _UNTOLD))
     return outcome(len(announced), violations, len(unjudged))
 
 

@@ -3,14 +3,15 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from decimal import Decimal
-from typing import Final
-from uuid import UUID
+from typing import Final, TypeVar
 
 from psycopg import sql
 
 from sagapost_ops import evidence
 from sagapost_ops.invariants.outcome import Expectations, Outcome, outcome
 from sagapost_ops.outbox import queries
+
+K = TypeVar("K")
 
 LIVE: Final = frozenset({"paid", "notified", "notify_failed"})
 NEUTRAL: Final = frozenset({"compensated"})
@@ -31,6 +32,7 @@ SELECT format('order %s costs %s %s, its saga says %s %s', o.id, o.total_amount,
   FROM orders AS o JOIN sagas AS s ON s.order_id = o.id
  WHERE (o.total_amount, o.currency) <> (s.amount, s.currency) ORDER BY o.id LIMIT 100
 """
+_CANCELLED: Final = "SELECT DISTINCT correlation_id FROM outbox WHERE type = 'CancelPayment'"
 # Whatever came after a final "no" must not have been a capture. Of a message that was sent again the first row counts; where that
 # may have left the ring, only a younger copy is left, and its place tells nothing.
 _CAPTURE_AFTER_END: Final = sql.SQL("""
@@ -76,18 +78,30 @@ def ledger_matches_status(found: evidence.Evidence, _: Expectations) -> Outcome:
         booked = lines[payment.order_id, "capture"], lines[payment.order_id, "refund"]
         if booked != _BOOKED.get(payment.status):
             violations.append(f"payment of order {payment.order_id} is {payment.status} with {booked[0]} captures and {booked[1]} refunds")
+    charges = {payment.order_id: payment.transaction_id for payment in found.payments}
+    violations.extend(
+        f"payment of order {entry.order_id} is charge {charges[entry.order_id]}, its ledger says {entry.transaction_id}"
+        for entry in found.ledger
+        if entry.kind == "capture" and entry.transaction_id != charges[entry.order_id]
+    )
     return outcome(len(found.payments), violations)
 
 
 def ledger_matches_sagas(found: evidence.Evidence, _: Expectations) -> Outcome:
-    """Check that each saga knows of the money that moved, and that a live order is paid and any other is not."""
+    """Check that each saga knows of the money that moved, and that a live order is paid and any other is not.
+
+    What an operator gave back by hand no ledger has; the saga counts it, and so do we.
+    """
     sums = _sums((entry.saga_id, entry.kind, entry.amount) for entry in found.ledger)
     violations: list[str] = []
     for saga in found.sagas.values():
         captured, refunded = sums[saga.id, "capture"], sums[saga.id, "refund"]
+        by_hand = found.by_hand.get(saga.id, _NOTHING)
+        refunded += by_hand
         if (captured, refunded) != (saga.captured, saga.refunded):
+            hand = f", {by_hand} of it by hand" if by_hand else ""
             violations.append(
-                f"saga {saga.id} knows of {saga.captured} captured, {saga.refunded} refunded; the ledger has {captured}, {refunded}"
+                f"saga {saga.id} knows of {saga.captured} captured, {saga.refunded} refunded; the ledger has {captured}, {refunded}{hand}"
             )
         if saga.state in LIVE and captured - refunded != saga.total:
             violations.append(f"order {saga.order_id} is {saga.state} and costs {saga.total}, taken is {captured - refunded}")
@@ -101,18 +115,24 @@ def provider_matches_ledger(found: evidence.Evidence, expected: Expectations) ->
     if found.movements is None:
         return None
     known = {str(saga_id) for saga_id in found.sagas}
+    mine = known | {str(payment.saga_id) for payment in found.payments}
+    surplus = {duplicate.transaction_id for duplicate in found.duplicates}
     ours = {(str(entry.saga_id), {"capture": "charge"}.get(entry.kind, entry.kind)): entry for entry in found.ledger}
     theirs: dict[tuple[str, str], list[evidence.Movement]] = defaultdict(list)
     for movement in found.movements:
-        if movement.reference in known or not expected.strangers:
+        if movement.charge_id not in surplus and (movement.reference in mine or not expected.strangers):
             theirs[movement.reference, movement.kind].append(movement)
     violations: list[str] = []
     for key in sorted(ours.keys() | theirs.keys()):
-        violations.extend(_compare(key, ours.get(key), theirs.get(key, []), is_known=key[0] in known))
+        capture = ours.get((key[0], "charge"))
+        charge_id = capture.transaction_id if capture else None
+        violations.extend(_compare(key, ours.get(key), theirs.get(key, []), charge_id, is_known=key[0] in known))
     return outcome(len(ours.keys() | theirs.keys()), violations)
 
 
-def _compare(key: tuple[str, str], ours: evidence.Entry | None, theirs: list[evidence.Movement], *, is_known: bool) -> Iterator[str]:
+def _compare(
+    key: tuple[str, str], ours: evidence.Entry | None, theirs: list[evidence.Movement], charge_id: str | None, *, is_known: bool
+) -> Iterator[str]:
     reference, kind = key
     if not is_known:
         yield f"the provider has a {kind} for {reference}, which is no saga"
@@ -125,8 +145,39 @@ def _compare(key: tuple[str, str], ours: evidence.Entry | None, theirs: list[evi
         yield f"saga {reference} has a {kind} of {ours.amount} in our ledger, and the provider has none"
     elif total != ours.amount or theirs[0].currency != ours.currency:
         yield f"saga {reference}: a {kind} of {ours.amount} in our ledger, of {total} at the provider"
-    elif kind == "charge" and theirs[0].charge_id != ours.transaction_id:
-        yield f"saga {reference}: charge {ours.transaction_id} in our ledger, {theirs[0].charge_id} at the provider"
+    elif theirs[0].charge_id != charge_id:
+        what = "charge" if kind == "charge" else f"a {kind} of charge"
+        yield f"saga {reference}: {what} {charge_id} in our ledger, {theirs[0].charge_id} at the provider"
+
+
+def duplicates_went_back(found: evidence.Evidence, _: Expectations) -> Outcome | None:
+    """Check that each charge that payment noted as surplus is one at the provider, was not asked for, and went back in full."""
+    if found.movements is None:
+        return None
+    sums = _sums((movement.charge_id, movement.kind, movement.amount) for movement in found.movements)
+    ours = {payment.transaction_id for payment in found.payments}
+    violations: list[str] = []
+    for noted in found.duplicates:
+        taken, given = sums[noted.transaction_id, "charge"], sums[noted.transaction_id, "refund"]
+        if noted.transaction_id in ours:
+            violations.append(f"charge {noted.transaction_id} of saga {noted.saga_id} is noted as surplus, and its payment stands on it")
+        if not taken == given == noted.amount:
+            violations.append(
+                f"surplus charge {noted.transaction_id} of saga {noted.saga_id} is noted with {noted.amount}; "
+                f"the provider took {taken} and gave back {given}"
+            )
+    return outcome(len(found.duplicates), violations)
+
+
+def cancellations_took_effect(found: evidence.Evidence, _: Expectations) -> Outcome:
+    """Check that no payment that somebody asked to cancel is still captured, unless the provider refused to give it back."""
+    asked = set(evidence.sentences(found.order, _CANCELLED))
+    wrong = (
+        f"payment of order {payment.order_id} was to be cancelled and is captured"
+        for payment in found.payments
+        if payment.status == "captured" and payment.code is None and (payment.is_cancelled or str(payment.saga_id) in asked)
+    )
+    return outcome(len(found.payments), wrong)
 
 
 def no_capture_after_the_end(found: evidence.Evidence, _: Expectations) -> Outcome:
@@ -160,8 +211,8 @@ def mails_name_the_amount(found: evidence.Evidence, _: Expectations) -> Outcome 
     return outcome(len(receipts), wrong)
 
 
-def _sums(entries: Iterator[tuple[UUID, str, Decimal]]) -> dict[tuple[UUID, str], Decimal]:
-    sums: dict[tuple[UUID, str], Decimal] = defaultdict(lambda: _NOTHING)
-    for saga_id, kind, amount in entries:
-        sums[saga_id, kind] += amount
+def _sums(entries: Iterator[tuple[K, str, Decimal]]) -> dict[tuple[K, str], Decimal]:
+    sums: dict[tuple[K, str], Decimal] = defaultdict(lambda: _NOTHING)
+    for whose, kind, amount in entries:
+        sums[whose, kind] += amount
     return sums

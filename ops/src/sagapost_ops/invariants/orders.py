@@ -1,7 +1,12 @@
 """Invariants 1 and 2: every order has exactly one saga, every saga has ended or waits for a person."""
 
+from collections import Counter
+from collections.abc import Iterator
+from decimal import Decimal
 from typing import Final
+from uuid import UUID
 
+import msgspec
 from psycopg import sql
 
 from sagapost_ops import evidence
@@ -33,6 +38,11 @@ SELECT format('saga %s has told of its order under %s ids', s.id, count(DISTINCT
  GROUP BY s.id HAVING count(DISTINCT o.event_id) > 1 OR (count(o.event_id) = 0 AND s.created_at >= (SELECT whole_since FROM ring))
  ORDER BY s.id LIMIT 100
 """).format(ring=queries.RING)
+# the sweepers look several times a second; the databases' clock decides, as for them
+_OVERDUE: Final = """
+SELECT format('saga %s is %s, and its deadline (%s) passed %s ago', id, state, deadline_kind, date_trunc('second', now() - deadline_at))
+  FROM sagas WHERE deadline_at < now() - interval '30 seconds' ORDER BY deadline_at LIMIT 100
+"""
 # their messages may have left the ring
 _TOO_OLD: Final = sql.SQL("""
 WITH {ring}
@@ -40,6 +50,18 @@ SELECT count(*) FROM sagas AS s CROSS JOIN ring
  WHERE s.created_at < ring.whole_since
    AND NOT EXISTS (SELECT FROM outbox AS o WHERE o.correlation_id = s.id::text AND o.type = 'OrderCreated')
 """).format(ring=queries.RING)
+
+
+class _Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """What matters of an answer that is kept under an idempotency key."""
+
+    id: int
+    saga_id: UUID
+    total_amount: Decimal
+
+
+_REPLY: Final = msgspec.json.Decoder(_Reply)
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def one_saga_each(found: evidence.Evidence, _: Expectations) -> Outcome:
@@ -52,6 +74,31 @@ def told_once(found: evidence.Evidence, _: Expectations) -> Outcome:
     wrong = evidence.sentences(found.order, _CREATED_ONCE)
     unjudged = evidence.count(found.order, _TOO_OLD)
     return outcome(len(found.sagas) - unjudged, wrong, unjudged)
+
+
+def one_order_each_key(found: evidence.Evidence, _: Expectations) -> Outcome:
+    """Check that no two keys stand for one order, and that what is answered to a key tells of the key's own order."""
+    orders = {saga.order_id: saga for saga in found.sagas.values()}
+    uses = Counter(key.order_id for key in found.keys)
+    violations = [f"order {order_id} has {number} idempotency keys" for order_id, number in uses.items() if number > 1]
+    for key in found.keys:
+        violations.extend(f"idempotency key {key.key} of {key.client} {fault}" for fault in _faults(key, orders.get(key.order_id)))
+    return outcome(len(found.keys), violations)
+
+
+def _faults(key: evidence.Key, saga: evidence.Saga | None) -> Iterator[str]:
+    if saga is None:
+        yield f"stands for order {key.order_id}, which has no saga"
+        return
+    if not key.location.endswith(f"/sagas/{saga.id}"):
+        yield f"of order {key.order_id} sends its client to {key.location}"
+    try:
+        reply = _REPLY.decode(key.body)
+    except _UNREADABLE:
+        yield f"of order {key.order_id} has an answer that cannot be read"
+        return
+    if (reply.id, reply.saga_id, reply.total_amount) != (saga.order_id, saga.id, saga.total):
+        yield f"of order {key.order_id} answers with order {reply.id} of saga {reply.saga_id} for {reply.total_amount}"
 
 
 def accepted_are_there(found: evidence.Evidence, expected: Expectations) -> Outcome:
@@ -71,9 +118,11 @@ def status_follows_saga(found: evidence.Evidence, _: Expectations) -> Outcome:
 
 
 def all_have_ended(found: evidence.Evidence, expected: Expectations) -> Outcome:
-    """Check that no saga is under way, and that as many wait for a person as a test has made wait."""
+    """Check that no saga is under way, that as many wait for a person as a test has made wait, and that no deadline was forgotten."""
     under_way = [f"saga {saga.id} is {saga.state}" for saga in found.sagas.values() if saga.state not in ENDED | PARKED]
     parked = sorted(str(saga.id) for saga in found.sagas.values() if saga.state in PARKED)
     if expected.parked is not None and len(parked) != expected.parked:
         under_way.append(f"{len(parked)} sagas are parked, expected {expected.parked}: {', '.join(parked[:5])}")
+    if expected.consumers:  # the services run, so somebody sweeps
+        under_way += evidence.sentences(found.order, _OVERDUE)
     return outcome(len(found.sagas), under_way)

@@ -46,18 +46,18 @@ class Books:
         """Return the answer that a key got, None for a new key."""
         return self._remembered.get(key)
 
-    async def charge(self, request: wire.ChargeRequest, key: str) -> wire.Charge:
-        """Move the money; it has moved when this returns."""
-        amount = amount_of(request)
+    async def charge(self, request: wire.ChargeRequest, key: str, taken: Decimal | None = None) -> wire.Charge:
+        """Move the money, another amount than asked for when `taken` says so; it has moved when this returns."""
+        amount = amount_of(request) if taken is None else taken
         made = wire.Charge(charge_id=_id("ch"), reference=request.reference, amount=amount, currency=request.currency, at=_now())
         await self._enter(CHARGE, made, made.charge_id, key, fingerprint(request))
         return made
 
-    async def refund(self, request: wire.RefundRequest, key: str) -> wire.Refund:
+    async def refund(self, request: wire.RefundRequest, key: str, *, unchecked: bool = False) -> wire.Refund:
         """Move money of a charge back; it has moved when this returns.
 
         Raises:
-            RefusedError: there is no such charge, or less of it left.
+            RefusedError: there is no such charge, or less of it left (unless `unchecked`).
 
         """
         amount = amount_of(request)
@@ -67,7 +67,7 @@ class Books:
         if (charge.reference, charge.currency) != (request.reference, request.currency):
             raise errors.RefusedError(422, "charge_mismatch", "the charge has another reference or currency")
         reserved = self._being_refunded.get(charge.charge_id, _NOTHING)
-        if amount > charge.amount - self.refunded(charge.charge_id) - reserved:
+        if not unchecked and amount > charge.amount - self.refunded(charge.charge_id) - reserved:
             raise errors.RefusedError(422, "amount_exceeds_charge", "more than what is left of the charge")
         made = wire.Refund(
             refund_id=_id("re"), charge_id=charge.charge_id, reference=charge.reference, amount=amount, currency=charge.currency, at=_now()

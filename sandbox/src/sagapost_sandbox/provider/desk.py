@@ -54,7 +54,9 @@ class Desk:
             await self._pause(token.answers_after_s)
             if token.error_after_charge:
                 raise errors.ProviderError(500, "internal_error", "something went wrong")
-        return result
+        if self.behaviour.answered_amount is None:
+            return result
+        return msgspec.structs.replace(result, answer=msgspec.structs.replace(result.answer, amount=self.behaviour.answered_amount))
 
     async def refund(self, request: wire.RefundRequest, key: str) -> Result:
         """Handle a refund.
@@ -66,8 +68,12 @@ class Desk:
         await self._misbehave()
 
         async def anew() -> Answer:
+            self._fail_first(key, self.behaviour.refund_failures)
             await self._pause(self._usual_delay_s())
-            return await self.books.refund(request, key)
+            if self.behaviour.refund_declined is not None:
+                # not remembered: the same key is to succeed when told otherwise
+                raise errors.RefusedError(422, self.behaviour.refund_declined, "The refund was declined.")
+            return await self.books.refund(request, key, unchecked=self.behaviour.refunds_unchecked)
 
         return await self._once(key, books.fingerprint(request), anew)
 
@@ -90,7 +96,7 @@ class Desk:
             code, message = token.declined
             await self.books.decline(key, books.fingerprint(request), wire.Refusal(code=code, message=message))
             raise errors.RefusedError(402, code, message)
-        return await self.books.charge(request, key)
+        return await self.books.charge(request, key, self.behaviour.charged_amount)
 
     async def _once(self, key: str, fingerprint: str, anew: Callable[[], Awaitable[Answer]]) -> Result:
         """Let one request of a key through at a time; the ones behind it get its answer."""

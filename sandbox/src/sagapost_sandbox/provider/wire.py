@@ -106,9 +106,19 @@ class Declined(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Behaviour(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How it misbehaves with every request; a field that is left out goes back to what it was at the start."""
+    """How it misbehaves with every request; a field that is left out goes back to what it was at the start.
+
+    `refund_failures`: how often a refund under one key is answered with 503 before it goes through; `refund_declined`: the code
+    with which every refund is refused until told otherwise; `refunds_unchecked`: more may be given back than was charged;
+    `charged_amount`: what every charge takes, and says that it took; `answered_amount`: what it says, whatever it took.
+    """
 
     delay_s: float | None = None
     failure_rate: float = 0.0
     ignore_idempotency_keys: bool = False
     down: bool = False
+    refund_failures: int = 0
+    refund_declined: str | None = None
+    refunds_unchecked: bool = False
+    charged_amount: Decimal | None = None
+    answered_amount: Decimal | None = None

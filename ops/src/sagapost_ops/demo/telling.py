@@ -1,0 +1,152 @@
+"""Plays one story before the eyes of whoever is at the terminal, and judges how it ended; it must not know which stories there are."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from typing import Final
+
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from sagapost_ops import client, targets
+from sagapost_ops.demo import shop, stories
+from sagapost_ops.saga import resources, words
+
+DEADLINE_S: Final = 60.0
+MAILS_S: Final = 20.0
+
+
+class Demo(msgspec.Struct, frozen=True, kw_only=True):
+    """The JSON of a demo; `faults` says what did not come out as the story says, `movements` is None without a ledger to read."""
+
+    ok: bool
+    story: str
+    answer_ms: float
+    saga: resources.Saga
+    movements: tuple[shop.Movement, ...] | None
+    mails: tuple[shop.MailSeen, ...]
+    faults: tuple[str, ...]
+
+
+def tell(console: Console, where: targets.Targets, name: str, told: stories.Story) -> Demo:
+    """Buy, cancel if the story says so, watch it to its end, wait for the mails, and compare all of it with the story.
+
+    Raises:
+        FailedError: a request was not accepted.
+        UnfitError: something does not answer.
+
+    """
+    console.print(Text(told.says, style="bold"))
+    console.print()
+    with client.Client(targets.need(where, "gateway_url")) as gateway:
+        order, answer_ms = shop.check_out(gateway, told.payment_method)
+        _say(console, f"POST /api/checkout  →  202 in {answer_ms:.0f} ms: order {order.id}, {order.total_amount} {order.currency}")
+        watch = _Watch(console, where, gateway, order)
+        if told.cancelled == "charging":
+            shop.wait_for_charge(where, order)
+        elif told.cancelled == "done":
+            watch.until(lambda saga: saga.done)
+        if told.cancelled is not None:
+            watch.look()
+            _say(console, f"\n{told.cancels}")
+            shop.cancel(gateway, order)
+            _say(console, f"POST /api/orders/{order.id}/cancel  →  accepted\n")
+        saga = watch.until(lambda saga: saga.done)
+    shop.until(lambda: {mail.template for mail in shop.mails(where, order)} >= set(told.mails), MAILS_S)
+    mails, movements = shop.mails(where, order), shop.movements(where, order)
+    faults = judge(told, order, saga, movements, mails)
+    return Demo(ok=not faults, story=name, answer_ms=answer_ms, saga=saga, movements=movements, mails=mails, faults=faults)
+
+
+def judge(
+    told: stories.Story,
+    order: shop.Order,
+    saga: resources.Saga,
+    movements: Sequence[shop.Movement] | None,
+    mails: Sequence[shop.MailSeen],
+) -> tuple[str, ...]:
+    """Name, in one sentence each, what is not as the story says."""
+    faults: list[str] = []
+    charged = order.total_amount if "charge" in told.moved else Decimal(0)
+    refunded = order.total_amount if "refund" in told.moved else Decimal(0)
+    if saga.state != told.state:
+        faults.append(f"the saga should be {told.state} and is {saga.state}")
+    if (saga.captured, saga.refunded) != (charged, refunded):
+        faults.append(f"the saga should know of {charged} captured and {refunded} refunded; it has {saga.captured} and {saga.refunded}")
+    if movements is not None and [(line.kind, line.amount) for line in movements] != [(kind, order.total_amount) for kind in told.moved]:
+        lines = ", ".join(f"{line.kind} {line.amount}" for line in movements) or "nothing"
+        faults.append(f"the provider's ledger should have {', '.join(told.moved) or 'nothing'} and has {lines}")
+    if sorted(mail.template for mail in mails) != sorted(told.mails):
+        names = ", ".join(mail.template for mail in mails) or "none"
+        faults.append(f"the customer should have got these mails: {', '.join(told.mails)}; there are: {names}")
+    return tuple(faults)
+
+
+def show_end(console: Console, told: stories.Story, demo: Demo, mailbox: str, where: str) -> None:
+    """Print the money, the mails, and why all this is safe; `where` is the option with which commands find the stack."""
+    saga = demo.saga
+    kept = saga.captured - saga.refunded
+    console.print()
+    _say(console, f"The saga: {words.state(saga.state)}; {saga.captured} captured, {saga.refunded} refunded, {kept} {saga.currency} kept.")
+    if demo.movements is not None:
+        net = sum((line.amount if line.kind == "charge" else -line.amount for line in demo.movements), Decimal("0.00"))
+        kinds = Counter(line.kind for line in demo.movements)
+        lines = " and ".join(f"{number} {kind}{'' if number == 1 else 's'}" for kind, number in kinds.items())
+        _say(console, f"The provider's own ledger: {lines or 'no movement'}, net {net} {saga.currency}.")
+    console.print()
+    for mail in demo.mails:
+        for line in mail.text.strip().splitlines():
+            console.print(Text.assemble(("  │ ", "cyan"), line), soft_wrap=True)
+        console.print()
+    if told.why and demo.ok:
+        console.print(Text(told.why))
+        console.print()
+    _say(console, f"All mails: {mailbox}; the saga again: ./sagapost saga show {saga.order_id}{where}")
+
+
+class _Watch:
+    """Shows what happens to one order, once each: rows of its saga's history, and money at the provider."""
+
+    def __init__(self, console: Console, where: targets.Targets, gateway: client.Client, order: shop.Order) -> None:
+        self._console = console
+        self._where = where
+        self._gateway = gateway
+        self._order = order
+        self._rows = 0
+        self._lines = 0
+
+    def until(self, is_over: Callable[[resources.Saga], bool]) -> resources.Saga:
+        """Look until it is over, or the time is, and give the saga as it was then."""
+        deadline = time.monotonic() + DEADLINE_S
+        with self._console.status("waiting for the next step"):
+            while not is_over(saga := self.look()) and time.monotonic() < deadline:
+                time.sleep(shop.POLL_S)
+        return saga
+
+    def look(self) -> resources.Saga:
+        """Show what is new, in the order in which it happened."""
+        saga = shop.saga(self._gateway, self._order)
+        movements = shop.movements(self._where, self._order) or ()
+        news = [(row.at, _row(row)) for row in saga.history if row.seq > self._rows]
+        news += [(line.at, _line(line)) for line in movements[self._lines :]]
+        self._rows, self._lines = saga.version, len(movements)
+        for at, said in sorted(news, key=lambda new: new[0]):
+            after = f"  {words.since((at - self._order.created_at).total_seconds()):>9}  "
+            self._console.print(Text.assemble((after, "dim"), said), soft_wrap=True)
+        return saga
+
+
+def _row(row: resources.History) -> Text:
+    state = (f"{row.to if row.to != row.before else '':14}", "bold")
+    return Text.assemble(f"{row.event:17} ", state, (words.happened(row), "dim"))
+
+
+def _line(line: shop.Movement) -> Text:
+    verb = "charged" if line.kind == "charge" else "refunded"
+    return Text(f"the provider {verb} {line.amount} {line.currency}", style="yellow")
+
+
+def _say(console: Console, sentence: str) -> None:
+    console.print(Text(sentence), soft_wrap=True)

@@ -1,0 +1,1 @@
+"""What `saga` reads from the gateway, how it says it, and what it advises."""

@@ -1,0 +1,255 @@
+"""The SQL of sagas and their history; it must not know why a saga moves."""
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Final
+from uuid import UUID
+
+import msgspec
+from psycopg import sql
+from psycopg.types import json
+
+from sagapost_chassis import db
+from sagapost_contracts import events
+from sagapost_order import domain, states
+
+LIST_MAX: Final = 200
+
+_COLUMNS: Final = sql.SQL("""id, order_id, state, version, amount, captured, refunded, currency, payment_version, notified_at,
+       cancellation_sent_at, reason, attempts, attention, deadline_at, deadline_kind, trace_id, pay_before, created_at, updated_at""")
+# whoever waited for the lock gets the row, and the time, as they are after the wait
+_LOCKED: Final = sql.SQL("SELECT {columns}, greatest(clock_timestamp(), updated_at) AS locked_at FROM sagas").format(columns=_COLUMNS)
+_SAGA: Final = sql.SQL("SELECT {columns} FROM sagas WHERE id = %(saga_id)s").format(columns=_COLUMNS)
+_LOCK: Final = sql.SQL("{locked} WHERE id = %(saga_id)s FOR UPDATE").format(locked=_LOCKED)
+_LOCK_OF_ORDER: Final = sql.SQL("{locked} WHERE order_id = %(order_id)s FOR UPDATE").format(locked=_LOCKED)
+# a saga that another transaction holds is being moved anyway: its deadline may be another one afterwards
+_LOCK_DUE: Final = sql.SQL("""
+{locked} WHERE deadline_at <= now() AND NOT id = ANY(%(skipped)s) ORDER BY deadline_at LIMIT 1 FOR UPDATE SKIP LOCKED
+""").format(locked=_LOCKED)
+_MOVE: Final = """
+WITH moved AS (
+    UPDATE sagas
+       SET state = %(to_state)s, version = version + 1, captured = %(captured)s, refunded = %(refunded)s,
+           payment_version = %(payment_version)s, notified_at = %(notified_at)s, cancellation_sent_at = %(cancellation_sent_at)s,
+           reason = %(reason)s, attempts = %(attempts)s, attention = %(attention)s, deadline_at = %(deadline_at)s,
+           deadline_kind = %(deadline_kind)s, updated_at = %(at)s
+     WHERE id = %(saga_id)s AND version = %(version)s
+    RETURNING id, order_id, version
+), told AS (
+    UPDATE orders SET status = %(order_status)s, updated_at = %(at)s
+      FROM moved WHERE orders.id = moved.order_id AND orders.status <> %(order_status)s
+)
+INSERT INTO saga_history (saga_id, seq, from_state, to_state, event, outcome, message_id, source, actor, reason, facts, at)
+SELECT id, version, %(from_state)s, %(to_state)s, %(event)s, %(outcome)s, %(message_id)s, %(source)s, %(actor)s, %(history_reason)s,
+       %(facts)s, %(at)s
+  FROM moved
+"""
+# a row's version is the seq of its newest history row: up to it, the history belongs to the row that was read
+_HISTORY: Final = """
+SELECT seq, from_state, to_state, event, outcome, source, actor, reason, facts, at
+  FROM saga_history WHERE saga_id = %(saga_id)s AND seq > %(after)s AND seq <= %(version)s ORDER BY seq LIMIT 1000
+"""
+_VERSIONS: Final = "SELECT id, version FROM sagas WHERE id = ANY(%(saga_ids)s)"
+_ANNOUNCED: Final = """
+SELECT h.message_id, o.user_id, o.user_email, o.total_amount AS amount, o.currency, o.payment_method, s.pay_before,
+       (SELECT jsonb_agg(jsonb_build_object('product_id', i.product_id, 'name', i.name, 'quantity', i.quantity, 'price', i.price::text)
+                         ORDER BY i.line)
+          FROM order_items AS i WHERE i.order_id = o.id) AS items
+  FROM sagas AS s JOIN orders AS o ON o.id = s.order_id JOIN saga_history AS h ON h.saga_id = s.id AND h.seq = 1
+ WHERE s.id = %(saga_id)s
+"""
+# Nothing will move it in time: overdue although somebody sweeps, too long under way, or waiting for a person.
+_STUCK: Final = sql.SQL("""
+(s.deadline_at IS NOT NULL AND (
+    s.deadline_at < now() - interval '30 seconds'
+    OR s.state IN ('notify_failed', 'compensation_failed')
+    OR s.state IN ('paid', 'compensating') AND now() - interval '15 minutes' >
+       (SELECT max(h.at) FROM saga_history AS h WHERE h.saga_id = s.id AND h.from_state <> h.to_state)))
+""")
+_LIST: Final = sql.SQL("""
+SELECT s.id, s.order_id, s.state, s.version, s.amount, s.captured, s.refunded, s.currency, s.reason, s.attempts, s.attention,
+       s.deadline_at, s.created_at, s.updated_at, {stuck} AS stuck
+  FROM sagas AS s
+ WHERE {conditions}
+ ORDER BY s.order_id DESC LIMIT %(limit)s
+""")
+_LIVE: Final = """
+SELECT state, count(*) AS sagas, count(*) FILTER (WHERE deadline_at < now() - interval '5 seconds') AS overdue,
+       extract(epoch FROM now() - min(created_at))::float8 AS oldest_s
+  FROM sagas WHERE deadline_at IS NOT NULL GROUP BY state
+"""
+_ATTENTION: Final = "SELECT count(*) FROM (SELECT FROM sagas WHERE attention IS NOT NULL LIMIT 10000) AS found"
+
+
+class LockedSaga(domain.Saga, frozen=True, kw_only=True):
+    """The saga's row, locked until the transaction ends, and the database's time of the lock."""
+
+    locked_at: datetime
+
+
+class Announced(msgspec.Struct, frozen=True, kw_only=True):
+    """What OrderCreated said, and under which id."""
+
+    message_id: UUID
+    user_id: int
+    user_email: str
+    amount: Decimal
+    currency: str
+    payment_method: str
+    pay_before: datetime
+    items: tuple[events.Line, ...]
+
+
+class Listed(msgspec.Struct, frozen=True, kw_only=True):
+    """One saga as an operator's list shows it."""
+
+    id: UUID
+    order_id: int
+    state: str
+    version: int
+    amount: Decimal
+    captured: Decimal
+    refunded: Decimal
+    currency: str
+    reason: str | None
+    attempts: int
+    attention: str | None
+    deadline_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+    stuck: bool
+
+
+class Live(msgspec.Struct, frozen=True, kw_only=True):
+    """The sagas of one state that have not ended; `oldest_s`: seconds since the oldest one's checkout."""
+
+    state: str
+    sagas: int
+    overdue: int
+    oldest_s: float
+
+
+class Cause(msgspec.Struct, frozen=True, kw_only=True):
+    """Who moves a saga: a message, the clock, a customer or an operator."""
+
+    source: str
+    message_id: UUID | None = None
+    actor: str | None = None
+
+
+async def saga(conn: db.Connection, saga_id: UUID) -> domain.Saga | None:
+    """Read a saga."""
+    async with conn.cursor(row_factory=db.struct_row(domain.Saga)) as cursor:
+        await cursor.execute(_SAGA, {"saga_id": saga_id})
+        return await cursor.fetchone()
+
+
+async def lock(conn: db.Connection, saga_id: UUID) -> LockedSaga | None:
+    """Read a saga and lock it, and with it its order's place in the outbox, until the transaction ends."""
+    return await _locked(conn, _LOCK, {"saga_id": saga_id})
+
+
+async def lock_of_order(conn: db.Connection, order_id: int) -> LockedSaga | None:
+    """Read and lock the saga of an order."""
+    return await _locked(conn, _LOCK_OF_ORDER, {"order_id": order_id})
+
+
+async def lock_due(conn: db.Connection, skipped: Collection[UUID]) -> LockedSaga | None:
+    """Read and lock the saga whose deadline passed first, of those that nobody holds; a `skipped` one is left out."""
+    return await _locked(conn, _LOCK_DUE, {"skipped": list(skipped)})
+
+
+async def move(
+    conn: db.Connection,
+    before: domain.Saga,
+    after: domain.Saga,
+    facts: domain.Facts,
+    cause: Cause,
+    *,
+    event: str,
+    outcome: str,
+    reason: str | None,
+    order_status: str,
+) -> bool:
+    """Write a saga's new row, the history row and the order's status; False, and nothing written, if the version is another."""
+    values: dict[str, object] = {
+        **msgspec.structs.asdict(facts),
+        **msgspec.structs.asdict(cause),
+        "saga_id": before.id,
+        "version": before.version,
+        "from_state": before.state,
+        "to_state": after.state,
+        "order_status": order_status,
+        "event": event,
+        "outcome": outcome,
+        "history_reason": reason,
+        "facts": jsonb(facts),
+        "at": after.updated_at,
+    }
+    cursor = await conn.execute(_MOVE, values)
+    return cursor.rowcount == 1
+
+
+async def history(conn: db.Connection, saga: domain.Saga, *, after: int = 0) -> list[domain.HistoryRow]:
+    """Read the history that led to this row, from the row behind seq `after` on, 1,000 rows at most."""
+    async with conn.cursor(row_factory=db.struct_row(domain.HistoryRow)) as cursor:
+        await cursor.execute(_HISTORY, {"saga_id": saga.id, "version": saga.version, "after": after})
+        return await cursor.fetchall()
+
+
+async def versions(conn: db.Connection, saga_ids: Collection[UUID]) -> dict[UUID, int]:
+    """Read the versions of many sagas at once; those that are not there are left out."""
+    found = await conn.execute(_VERSIONS, {"saga_ids": list(saga_ids)})
+    return dict(await found.fetchall())
+
+
+async def announced(conn: db.Connection, saga_id: UUID) -> Announced | None:
+    """Read what OrderCreated said of a saga's order."""
+    async with conn.cursor(row_factory=db.struct_row(Announced)) as cursor:
+        await cursor.execute(_ANNOUNCED, {"saga_id": saga_id})
+        return await cursor.fetchone()
+
+
+async def listed(
+    conn: db.Connection, *, state: str | None, stuck: bool, attention: bool, before_order: int | None, limit: int
+) -> list[Listed]:
+    """List sagas, the newest order first, those of an order before `before_order`."""
+    conditions: list[sql.Composable] = [sql.SQL("true")]
+    if state is not None:
+        live = "true" if state in states.DONE else "s.deadline_at IS NOT NULL"
+        conditions.append(sql.SQL(f"s.state = %(state)s AND {live}"))
+    if stuck:
+        conditions.append(_STUCK)
+    if attention:
+        conditions.append(sql.SQL("s.attention IS NOT NULL"))
+    if before_order is not None:
+        conditions.append(sql.SQL("s.order_id < %(before_order)s"))
+    query = _LIST.format(stuck=_STUCK, conditions=sql.SQL(" AND ").join(conditions))
+    async with conn.cursor(row_factory=db.struct_row(Listed)) as cursor:
+        await cursor.execute(query, {"state": state, "before_order": before_order, "limit": min(limit, LIST_MAX)})
+        return await cursor.fetchall()
+
+
+async def live(conn: db.Connection) -> Sequence[Live]:
+    """Count the sagas that have not ended."""
+    async with conn.cursor(row_factory=db.struct_row(Live)) as cursor:
+        await cursor.execute(_LIVE)
+        return await cursor.fetchall()
+
+
+async def calling(conn: db.Connection) -> int:
+    """Count the sagas that call an operator, up to 10,000."""
+    found = await (await conn.execute(_ATTENTION)).fetchone()
+    return int(found[0]) if found else 0
+
+
+def jsonb(facts: domain.Facts) -> json.Jsonb:
+    """Write facts as the history keeps them."""
+    return json.Jsonb(facts, dumps=msgspec.json.encode)
+
+
+async def _locked(conn: db.Connection, query: sql.Composed, values: dict[str, object]) -> LockedSaga | None:
+    async with conn.cursor(row_factory=db.struct_row(LockedSaga)) as cursor:
+        await cursor.execute(query, values)
+        return await cursor.fetchone()

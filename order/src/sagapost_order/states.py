@@ -1,0 +1,107 @@
+"""The words of the saga: its states, what it hears, what it emits and how long it waits; it must not know any rule."""
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Final, Literal
+
+import msgspec
+
+from sagapost_contracts import events, money
+
+NONE: Final = "none"
+CREATED: Final = "created"
+PAID: Final = "paid"
+NOTIFIED: Final = "notified"
+COMPENSATING: Final = "compensating"
+COMPENSATED: Final = "compensated"
+NOTIFY_FAILED: Final = "notify_failed"
+COMPENSATION_FAILED: Final = "compensation_failed"
+STATES: Final = (CREATED, PAID, NOTIFIED, COMPENSATING, COMPENSATED, NOTIFY_FAILED, COMPENSATION_FAILED)
+DONE: Final = frozenset({NOTIFIED, COMPENSATED})
+
+# messages
+ORDER_CREATED: Final = "OrderCreated"
+PAYMENT_PROCESSED: Final = "PaymentProcessed"
+PAYMENT_FAILED: Final = "PaymentFailed"
+PAYMENT_VOIDED: Final = "PaymentVoided"
+PAYMENT_REFUNDED: Final = "PaymentRefunded"
+REFUND_FAILED: Final = "RefundFailed"
+EMAIL_SENT: Final = "EmailSent"
+EMAIL_FAILED: Final = "EmailFailed"
+EVENTS: Final = (
+    PAYMENT_PROCESSED,
+    PAYMENT_FAILED,
+    PAYMENT_VOIDED,
+    PAYMENT_REFUNDED,
+    REFUND_FAILED,
+    EMAIL_SENT,
+    EMAIL_FAILED,
+)
+# the customer, the clock and operators
+CANCEL_REQUESTED: Final = "CancelRequested"
+DEADLINE: Final = "Deadline"
+OPERATOR_RETRY: Final = "OperatorRetry"
+OPERATOR_COMPENSATE: Final = "OperatorCompensate"
+OPERATOR_WAIVE_NOTIFY: Final = "OperatorWaiveNotify"
+OPERATOR_MARK_REFUNDED: Final = "OperatorMarkRefunded"
+OPERATOR: Final = (OPERATOR_RETRY, OPERATOR_COMPENSATE, OPERATOR_WAIVE_NOTIFY, OPERATOR_MARK_REFUNDED)
+
+# what is emitted beside OrderCreated
+ORDER_CANCELLED: Final = "OrderCancelled"
+CANCEL_PAYMENT: Final = "CancelPayment"
+REQUEST_NOTIFICATION: Final = "RequestNotification"
+
+# deadline kinds
+NUDGE: Final = "nudge"
+PAY: Final = "pay"
+NOTIFY: Final = "notify"
+COMPENSATE: Final = "compensate"
+
+# what `attention` says of a parked saga; it goes when the saga leaves that state
+PARKED: Final = {NOTIFY_FAILED: "receipt_failed", COMPENSATION_FAILED: "refund_failed"}
+
+ORDER_STATUS: Final = {
+    CREATED: "pending",
+    PAID: "paid",
+    NOTIFIED: "completed",
+    COMPENSATING: "cancelling",
+    COMPENSATED: "cancelled",
+    NOTIFY_FAILED: "attention",
+    COMPENSATION_FAILED: "attention",
+}
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """Waits in seconds and numbers of attempts; a wait doubles with each attempt up to its maximum.
+
+    `cancel_window_s` counts from the order's creation and bounds the cancellation of a finished order; `notify_failure`
+    says what becomes of an order whose receipt cannot be delivered.
+    """
+
+    notify_s: float = 60
+    notify_max_s: float = 3600
+    notify_attempts: int = 8
+    notify_parked_s: float = 3600
+    compensate_s: float = 5
+    compensate_max_s: float = 300
+    compensate_attempts: int = 20
+    compensate_parked_s: float = 900
+    cancel_window_s: float = 1800
+    notify_failure: Literal["park", "refund"] = "park"
+
+
+POLICY: Final = Policy()
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """What the table looks at; `amount` of a refund is all that went back so far, `code` becomes the history row's reason."""
+
+    name: str
+    at: datetime
+    policy: Policy = POLICY
+    amount: Decimal = Decimal(0)
+    currency: str = money.CURRENCY
+    payment_version: int = 0
+    code: str | None = None
+    template: str = events.RECEIPT
+    permanent: bool = True
