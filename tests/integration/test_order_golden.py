@@ -124,3 +124,24 @@ async def test_the_first_version_s_payments_are_looked_at(upgraded: dict[str, st
     assert {payment.order_id for payment in claimed} == {1, 3}
     assert statuses == ["captured"] * 6 + ["failed"]
     assert [charge.amount for charge in found] == [Decimal("49.99")]
+
+
+def test_the_first_version_may_go_on_writing(upgraded: dict[str, str]) -> None:
+    """While a deployment rolls, old processes insert rows without today's columns: those get what keeps them moving."""
+    with psycopg.connect(upgraded["order"]) as conn:
+        conn.execute(
+            "INSERT INTO orders (user_id, user_email, status, currency, total_amount, payment_method, processing_duration_ms, created_at,"
+            " updated_at) VALUES (1, 'old@example.com', 'pending', 'USD', 1, 'pm_card_ok', 1, now(), now())"
+        )
+        row = conn.execute(
+            "INSERT INTO sagas (id, order_id, state, version, amount, currency, deadline_at, deadline_kind, created_at, updated_at)"
+            " SELECT gen_random_uuid(), max(id), 'created', 1, 1, 'USD', now() + interval '15 minutes', 'pay', now(), now() FROM orders"
+            " RETURNING pay_before = deadline_at"
+        ).fetchone()
+    with psycopg.connect(upgraded["payment"]) as conn:
+        looked_at = conn.execute(
+            "INSERT INTO payments (order_id, saga_id, status, amount, currency, payment_method, user_email, items, pay_before)"
+            " VALUES (99, gen_random_uuid(), 'processing', 1, 'USD', '', 'old@example.com', '[]', now()) RETURNING look_at > now()"
+        ).fetchone()
+
+    assert (row, looked_at) == ((True,), (True,))

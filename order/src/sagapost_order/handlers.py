@@ -107,7 +107,7 @@ async def get_order(pool: db.Pool, order_id: int) -> domain.Order:
 
 
 async def get_saga(pool: db.Pool, saga_id: UUID) -> tuple[domain.Saga, domain.Order, list[domain.HistoryRow]]:
-    """Read a saga with its order and its history.
+    """Read a saga with its order and the newest 1,000 rows of its history.
 
     Raises:
         NotFoundError: there is none of this id.
@@ -118,7 +118,7 @@ async def get_saga(pool: db.Pool, saga_id: UUID) -> tuple[domain.Saga, domain.Or
         order = await queries.order(conn, found.order_id) if found else None
         if found is None or order is None:
             raise errors.NotFoundError("There is no such saga.")
-        return found, order, await saga_queries.history(conn, found)
+        return found, order, await saga_queries.history(conn, found, after=max(0, found.version - saga_queries.HISTORY_MAX))
 
 
 async def get_history(pool: db.Pool, saga_id: UUID, after: int) -> tuple[domain.Saga, list[domain.HistoryRow]]:

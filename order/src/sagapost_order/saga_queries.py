@@ -15,6 +15,7 @@ from sagapost_contracts import events
 from sagapost_order import domain, states
 
 LIST_MAX: Final = 200
+HISTORY_MAX: Final = 1000
 
 _COLUMNS: Final = sql.SQL("""id, order_id, state, version, amount, captured, refunded, currency, payment_version, notified_at,
        cancellation_sent_at, reason, attempts, attention, deadline_at, deadline_kind, trace_id, pay_before, created_at, updated_at""")

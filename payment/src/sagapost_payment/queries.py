@@ -18,8 +18,8 @@ VALUES (%(order_id)s, %(saga_id)s, 'processing', %(amount)s, %(currency)s, %(pay
 ON CONFLICT DO NOTHING
 """
 _INSERT_TOMBSTONE: Final = """
-INSERT INTO payments (order_id, saga_id, status, amount, currency, payment_method, user_email, items, pay_before, code, reason)
-VALUES (%(order_id)s, %(saga_id)s, 'voided', 0, %(currency)s, '', '', '[]', now(), %(code)s, %(reason)s)
+INSERT INTO payments (order_id, saga_id, status, amount, currency, payment_method, user_email, items, pay_before, code, reason, look_at)
+VALUES (%(order_id)s, %(saga_id)s, 'voided', 0, %(currency)s, '', '', '[]', now(), %(code)s, %(reason)s, NULL)
 ON CONFLICT DO NOTHING
 """
 _SELECT: Final = """
