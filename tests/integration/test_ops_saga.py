@@ -338,8 +338,8 @@ def test_an_action_without_a_use_is_refused(shop: Shop, call: Call) -> None:
     assert "had it tried again: again (changed nothing)" in call("history", str(order.id)).out
 
 
-def test_a_history_longer_than_the_document_is_read_to_its_end(shop: Shop, call: Call) -> None:
-    """The gateway's document ends after a thousand rows; the rest comes as a stream."""
+def test_a_history_longer_than_the_document_is_read_from_its_beginning(shop: Shop, call: Call) -> None:
+    """The gateway's document shows the newest thousand rows; the older ones come as a stream."""
     order = shop.place()
     shop.do(MANY, {"rows": 1005, "saga_id": order.saga_id})
     shop.do("UPDATE sagas SET version = 1005 WHERE id = %(saga_id)s", {"saga_id": order.saga_id})

@@ -141,7 +141,7 @@ def show_history(*, name: str, port_offset: int, as_json: bool) -> None:
     url = calls.gateway_url(port_offset)
     with client.Client(url) as gateway:
         found = calls.decoded(calls.read(gateway, calls.find(gateway, name)), resources.Saga)
-    rows = (*found.history, *_rest(url, found))
+    rows = (*_older(url, found), *found.history)
     if as_json:
         screen.json(Told(saga_id=found.saga_id, order_id=found.order_id, history=rows))
         return
@@ -187,14 +187,14 @@ def _call_for_help(console: Console, url: str, saga_id: str, option: str) -> Non
         console.print()
 
 
-def _rest(url: str, found: resources.Saga) -> Iterator[resources.History]:
-    """Give the rows that the document, which ends after a thousand, has no room for."""
-    last = found.history[-1].seq if found.history else 0
-    if last < found.version:
-        for row in stream.follow(url, found.saga_id, last, lambda: None):
-            yield row
-            if row.seq >= found.version:
+def _older(url: str, found: resources.Saga) -> Iterator[resources.History]:
+    """Give the rows that the document, which shows the newest thousand, has no room for."""
+    first = found.history[0].seq if found.history else found.version + 1
+    if first > 1:
+        for row in stream.follow(url, found.saga_id, 0, lambda: None):
+            if row.seq >= first:
                 return
+            yield row
 
 
 def _lost(console: Console) -> None:
