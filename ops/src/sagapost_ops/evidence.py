@@ -265,7 +265,9 @@ class Evidence:
             answer = management.request(api, "GET", f"/api/vhosts/{quote(vhost, safe='')}/channels?columns=messages_unacknowledged")
         except (OSError, sandbox_errors.ManagementError) as exc:
             raise errors.UnfitError(f"the broker's management interface on port {api.port} cannot be asked: {exc}") from exc
-        return sum(line.get("messages_unacknowledged", 0) for line in msgspec.convert(answer, list[dict[str, int]]))
+        # a channel that is just closing is an empty list, not an empty object
+        lines = msgspec.convert(answer, list[dict[str, int] | list[object]])
+        return sum(line.get("messages_unacknowledged", 0) for line in lines if isinstance(line, dict))
 
 
 async def _queues(url: str) -> dict[str, Queue]:
