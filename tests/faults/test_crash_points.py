@@ -12,7 +12,11 @@ from sagapost_sandbox.testing import polling, services
 
 OWNERS = {"order": "order", "saga": "order", "payment": "payment", "email": "email"}
 # points off the happy path: who has the test
-ELSEWHERE = {"sweeper.after_commit": "test_saga_deadlines.py", "payment.after_refund": "below"}
+ELSEWHERE = {
+    "sweeper.after_commit": "test_saga_deadlines.py",
+    "payment.after_refund": "below",
+    "dlq.after_publish": "test_ops_dlq_replay.py",
+}
 MAIL_GAP = {"email.after_accept", "email.after_publish"}  # the server took the mail, the broker does not know: e-mail is at least once
 
 

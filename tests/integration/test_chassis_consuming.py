@@ -1,13 +1,19 @@
 """The consume loop against a real broker: acknowledged after the effect, retried on the ladder, dead-lettered with the reason."""
 
 import asyncio
+import collections
+import itertools
+import statistics
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import aio_pika
+import prometheus_client
 import pytest
+import structlog
 
 from sagapost_chassis import amqp, consuming, errors, ids
 from sagapost_contracts import envelope, events, topology
@@ -17,8 +23,8 @@ pytestmark = pytest.mark.anyio
 QUEUE = topology.PAYMENT_QUEUE
 
 
-def _sealed() -> envelope.Envelope:
-    command = events.CancelPayment(order_id=7, saga_id=ids.uuid7(), reason="test", saga_version=1)
+def _sealed(order_id: int = 7) -> envelope.Envelope:
+    command = events.CancelPayment(order_id=order_id, saga_id=ids.uuid7(), reason="test", saga_version=1)
     return envelope.seal(command, message_id=ids.uuid7(), source="test", time=datetime.now(UTC), causation_id=None, traceparent=None)
 
 
@@ -113,6 +119,73 @@ async def test_a_transient_failure_climbs_the_ladder_and_then_succeeds(vhost: st
     assert await _depth(vhost, topology.dead_letter_queue(QUEUE)) == 0
 
 
+async def test_failures_below_the_ladders_length_cost_their_delays_and_nothing_else(vhost: str) -> None:
+    """A handler that fails one, two or three times has its effect once, each wait is the step's (± 1 s), and good messages beside go on."""
+    times: dict[int, list[float]] = collections.defaultdict(list)
+    effects: collections.Counter[int] = collections.Counter()
+    sent: dict[int, float] = {}
+    now = asyncio.get_running_loop().time
+
+    async def handler(delivery: consuming.Delivery) -> None:
+        number = delivery.message.order_id
+        times[number].append(now())
+        if number < 10 and delivery.attempt <= number:
+            raise errors.TransientError("not yet")
+        effects[number] += 1
+
+    async with _consuming(vhost, handler, (1, 1, 5)) as publisher:
+
+        async def publish(number: int) -> None:
+            sent[number] = now()
+            await publisher.publish(amqp.message_of(_sealed(number)), exchange="", routing_key=QUEUE)
+
+        for number in range(100, 300):
+            await publish(number)
+        await asyncio.gather(*(publish(number) for number in (1, 2, 3)))
+        for number in range(300, 500):
+            await publish(number)
+        await polling.eventually(lambda: _is(len(effects) == 403), 15)
+
+    assert set(effects.values()) == {1}
+    waits_s = {number: [round(b - a, 1) for a, b in itertools.pairwise(times[number])] for number in (1, 2, 3)}
+    assert all(wanted <= wait <= wanted + 1 for waits in waits_s.values() for wait, wanted in zip(waits, (1, 1, 5), strict=False))
+    assert [len(waits) for waits in waits_s.values()] == [1, 2, 3]
+    p99_ms = [
+        statistics.quantiles([(times[number][0] - sent[number]) * 1000 for number in part], n=100)[98]
+        for part in (range(100, 300), range(300, 500))
+    ]
+    sys.stdout.write(f"\nwaits {waits_s}; p99 of good ones alone {p99_ms[0]:.1f} ms, beside failing ones {p99_ms[1]:.1f} ms\n")
+
+
+async def test_a_retry_that_no_queue_takes_is_not_lost(vhost: str) -> None:
+    """Unroutable while its retry queue is gone, nacked while that is full: the message waits unacknowledged, and then climbs on."""
+    attempts: list[int] = []
+
+    async def handler(delivery: consuming.Delivery) -> None:
+        attempts.append(delivery.attempt)
+        if delivery.attempt == 1:
+            raise errors.TransientError("not yet")
+
+    step = next(queue for queue in topology.queues() if queue.name == topology.retry_queue(QUEUE, 1))
+    connection = await aio_pika.connect(vhost)
+    async with connection, _consuming(vhost, handler) as publisher:
+        channel = await connection.channel()
+        await channel.queue_delete(step.name)
+        with structlog.testing.capture_logs() as lines:
+            await publisher.publish(amqp.message_of(_sealed()), exchange="", routing_key=QUEUE)
+            await polling.eventually(lambda: _is("no queue takes" in str(lines)))
+            full: dict[str, Any] = {"x-max-length": 0, "x-overflow": "reject-publish"}
+            await channel.declare_queue(step.name, durable=True, arguments=full)
+            await polling.eventually(lambda: _is("DeliveryError" in str(lines)))
+        assert attempts == [1]
+        await channel.queue_delete(step.name)
+        await channel.declare_queue(step.name, durable=True, arguments=dict(step.arguments))
+        await polling.eventually(lambda: _is(attempts == [1, 2]), 20)
+
+    assert await _depth(vhost, QUEUE) == 0
+    assert await _depth(vhost, topology.dead_letter_queue(QUEUE)) == 0
+
+
 async def test_a_wish_for_a_longer_delay_skips_steps(vhost: str) -> None:
     """A failure that asks for at least two seconds waits on the five-second step, not on the first."""
 
@@ -133,7 +206,7 @@ async def test_out_of_attempts_goes_to_the_dead_letter_queue_with_the_reason(vho
     async def handler(_: consuming.Delivery) -> None:
         raise ZeroDivisionError("always")
 
-    sealed = _sealed()
+    sealed, before = _sealed(), _counted("ZeroDivisionError")
     async with _consuming(vhost, handler, delays_s=(1,)) as publisher:
         await publisher.publish(amqp.message_of(sealed), exchange=topology.EXCHANGE, routing_key=sealed.routing_key)
         dead = await _take(vhost, topology.dead_letter_queue(QUEUE))
@@ -146,6 +219,7 @@ async def test_out_of_attempts_goes_to_the_dead_letter_queue_with_the_reason(vho
     assert dead.headers["x-original-routing-key"] == "order.payment.cancel_requested"
     assert str(dead.headers["x-first-failed-at"]) < str(dead.headers["x-failed-at"])
     assert str(dead.headers["x-fingerprint"]).startswith("ZeroDivisionError@")
+    assert [after - earlier for after, earlier in zip(_counted("ZeroDivisionError"), before, strict=True)] == [1, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -229,6 +303,14 @@ async def test_a_stopping_consumer_finishes_what_it_began(vhost: str) -> None:
 
     assert finished.is_set()
     assert await _depth(vhost, QUEUE) == 0
+
+
+def _counted(exception_type: str) -> list[float]:
+    """Read how many were retried, dead and are in flight."""
+    read = prometheus_client.REGISTRY.get_sample_value
+    labels = {"queue": QUEUE, "exception_type": exception_type}
+    counted = [read(f"sagapost_messages_{name}_total", labels) for name in ("retried", "dead")]
+    return [value or 0 for value in (*counted, read("sagapost_messages_in_flight", {"queue": QUEUE}))]
 
 
 async def _is(value: object) -> object:

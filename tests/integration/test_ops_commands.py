@@ -81,7 +81,9 @@ def test_topology_is_declared_once_and_checked(empty_vhost: str) -> None:
     after = _run("topology", "check", SAGAPOST_AMQP_URL=empty_vhost)
 
     assert before.returncode == 1
-    assert topology.PAYMENT_QUEUE in json.loads(before.stdout)["missing"]
+    assert {"kind": "missing", "name": topology.PAYMENT_QUEUE, "says": "payment_service_queue is not there"} in json.loads(before.stdout)[
+        "drift"
+    ]
     assert [run.returncode for run in runs] == [0, 0], runs
     assert after.returncode == 0, after.stderr
 

@@ -1,16 +1,21 @@
-"""What a demo calls a good end, and that anything else is exit code 1; the good ends themselves are shown on a whole stack."""
+"""What a demo calls a good end, and that anything else is exit code 1; most good ends are shown on a whole stack, poison's here."""
 
+import asyncio
 import json
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
+import aio_pika
 import msgspec
+import psycopg
 import pytest
 
-from sagapost_ops import cli
-from sagapost_ops.demo import shop, stories, telling
+from sagapost_chassis import amqp
+from sagapost_contracts import topology
+from sagapost_ops import cli, targets
+from sagapost_ops.demo import poison, shop, stories, telling
 from sagapost_ops.saga import resources
 from sagapost_sandbox import ports
 from sagapost_sandbox.testing import services
@@ -32,6 +37,10 @@ UNDONE = resources.Saga(
 )
 CHARGE = shop.Movement(kind="charge", amount=Decimal("1399.97"), currency="USD", at=NOW)
 REFUND = msgspec.structs.replace(CHARGE, kind="refund")
+LARGE_PAYMENT = """
+INSERT INTO payments (order_id, saga_id, status, amount, currency, payment_method, user_email, items, pay_before)
+VALUES (1, gen_random_uuid(), 'processing', 5000.01, 'USD', 'pm_card_ok', 'a@example.com', '[]', now())
+"""
 MAILS = tuple(shop.MailSeen(template=template, message_id="<m>", text="") for template in ("receipt", "cancellation"))
 
 
@@ -95,3 +104,88 @@ def test_a_demo_that_comes_to_no_end_is_code_1(
     assert len(found["faults"]) == 4
     assert "the saga should be notified and is created" in printed.err
     assert f"./sagapost saga show {found['saga']['order_id']}" in printed.err
+
+
+@pytest.fixture
+def shop_urls(
+    *,
+    start_service: Start,
+    order_db: str,
+    payment_db: str,
+    vhost: str,
+    provider: services.Service,
+    mailbox: services.Service,
+) -> dict[str, str]:
+    """Start every service, payment with a ladder of two steps, and give the variables by which commands find them."""
+    broker = {"SAGAPOST_AMQP_URL": vhost}
+    order_env, payment_env = {"SAGAPOST_DATABASE_URL": order_db} | broker, {"SAGAPOST_DATABASE_URL": payment_db} | broker
+    smtp = {"SAGAPOST_SMTP_HOST": "127.0.0.1", "SAGAPOST_SMTP_PORT": mailbox.env["SAGAPOST_SMTP_PORT"]}
+    order = start_service("order", order_env)
+    others = [
+        start_service("payment", payment_env | {"SAGAPOST_PROVIDER_URL": provider.url, "SAGAPOST_RETRY_DELAYS_S": "1,30"}),
+        start_service("email", broker | smtp),
+        start_service("relay", order_env),
+        start_service("relay", payment_env),
+    ]
+    gateway = start_service("gateway", {"SAGAPOST_ORDER_URL": order.url, "SAGAPOST_PAGE_PORT": "0"})
+    for service in (order, *others, gateway):
+        service.wait_ready()
+    return {
+        "SAGAPOST_GATEWAY_URL": gateway.url,
+        "SAGAPOST_ORDER_DATABASE_URL": order_db,
+        "SAGAPOST_PAYMENT_DATABASE_URL": payment_db,
+        "SAGAPOST_AMQP_URL": vhost,
+        "SAGAPOST_PROVIDER_URL": provider.url,
+        "SAGAPOST_MAILBOX_URL": mailbox.url,
+    }
+
+
+def test_poison_is_dead_is_mended_and_ends_paid(
+    *, shop_urls: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message fails three times, is a dead letter with its reason, is replayed: one charge, a receipt, no rule and no letter left.
+
+    From the step of 30 s it is moved on by hand; another message that waits there keeps its place.
+    """
+    for name, url in shop_urls.items():
+        monkeypatch.setenv(name, url)
+    monkeypatch.setattr(sys, "argv", ["./sagapost", "demo", "poison", "--json"])
+    waiting = topology.retry_queue(topology.PAYMENT_QUEUE, 30)
+    asyncio.run(_publish(shop_urls["SAGAPOST_AMQP_URL"], waiting))
+
+    code = cli.run()
+
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    dead = found["dead_letter"]
+    assert (code, found["ok"], found["faults"]) == (0, True, []), printed.err
+    assert (dead["exception"], dead["attempt"]) == ("CheckViolation", 3)
+    assert [line["kind"] for line in found["movements"]] == ["charge"]
+    with psycopg.connect(shop_urls["SAGAPOST_PAYMENT_DATABASE_URL"]) as conn:
+        assert conn.execute("SELECT count(*) FROM pg_constraint WHERE conname = 'demo_poison'").fetchone() == (0,)
+    assert asyncio.run(_depths(shop_urls["SAGAPOST_AMQP_URL"])) == {waiting: 1}
+
+
+def test_a_demo_that_is_killed_leaves_no_rule_behind_for_long(payment_db: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody drops the rule after a kill: it holds until its time is over and then refuses nothing."""
+    where = targets.Targets(payment_database_url=payment_db)
+    with psycopg.connect(payment_db, autocommit=True) as conn, poison.planted(where), pytest.raises(psycopg.errors.CheckViolation):
+        conn.execute(LARGE_PAYMENT)
+    monkeypatch.setattr(poison, "LASTS", timedelta(0))
+
+    with poison.planted(where), psycopg.connect(payment_db, autocommit=True) as conn:
+        conn.execute(LARGE_PAYMENT)
+
+
+async def _publish(url: str, queue: str) -> None:
+    async with amqp.Publisher(url, "test") as publisher:
+        message = amqp.make_message(b"{}", message_id="m", type_name="T", correlation_id="another", time=NOW, headers={})
+        await publisher.publish(message, exchange="", routing_key=queue)
+
+
+async def _depths(url: str) -> dict[str, int]:
+    """Count the messages of every queue that has some."""
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        counted = {queue.name: (await channel.get_queue(queue.name)).declaration_result.message_count or 0 for queue in topology.queues()}
+    return {name: count for name, count in counted.items() if count}

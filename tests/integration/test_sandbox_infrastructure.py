@@ -188,6 +188,19 @@ def test_a_private_database_server_may_be_killed_beside_the_shared_one(private_d
             assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        ("http://user:p%2Fw@broker:1234", management.Management(host="broker", port=1234, user="user", password="p/w")),
+        ("https://user:pw@broker", management.Management(host="broker", port=15671, user="user", password="pw", tls=True)),
+        ("http://broker", management.Management(host="broker", port=15672, user="guest", password="guest")),
+    ],
+)
+def test_a_management_url_says_where_how_and_who(url: str, wanted: management.Management) -> None:
+    """Quoted credentials, the usual port of each scheme, the broker's own default user."""
+    assert management.of_url(url) == wanted
+
+
 def _vhosts(node: servers.Broker) -> list[dict[str, Any]]:
     listed = management.request(node.management, "GET", "/api/vhosts")
     assert isinstance(listed, list)

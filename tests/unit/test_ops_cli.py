@@ -11,7 +11,7 @@ import pytest
 from sagapost_ops import cli, state
 
 HEAVY = ("sqlalchemy", "alembic", "psycopg", "aio_pika", "aiohttp", "litestar")
-COMMANDS = ("up", "down", "status", "doctor", "logs", "test", "demo", "migrate", "topology", "saga", "outbox", "verify")
+COMMANDS = ("up", "down", "status", "doctor", "logs", "test", "demo", "migrate", "topology", "saga", "outbox", "dlq", "verify")
 
 
 def _run(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -2,10 +2,13 @@
 
 from collections.abc import Collection
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
+from sagapost_contracts import topology as words
 from sagapost_ops import plan, supervisor
+from sagapost_ops.topology import accounts
 
 TAKEN = {5433, 5672, 4369, 1025}
 
@@ -40,6 +43,23 @@ def test_databases_broker_and_mail_move_to_the_next_free_port() -> None:
     assert variables["payment"]["SAGAPOST_DATABASE_URL"] == "postgresql://payment_user:payment_password@127.0.0.1:5435/payment_db"
     assert variables["email"]["SAGAPOST_SMTP_PORT"] == variables["mailbox"]["SAGAPOST_SMTP_PORT"] == "1026"
     assert all(variables[name]["SAGAPOST_AMQP_URL"].endswith("@127.0.0.1:5673/") for name in ("order", "payment", "email", "relay-order"))
+
+
+def test_each_service_has_a_user_of_the_broker_of_its_own() -> None:
+    """No service has the operator's user; whoever declares makes the users with the passwords that the services have."""
+    options = plan.Options(workers=2)
+
+    made = plan.make(options, plan.choose_ports(options, _next_free), Path("/home/of/stack"))
+
+    urls = {unit.name: urlsplit(unit.environ["SAGAPOST_AMQP_URL"]) for unit in made.units if "SAGAPOST_AMQP_URL" in unit.environ}
+    declaring = next(unit for unit in made.units if unit.name == "topology")
+    assert {name.removesuffix("-2"): url.username for name, url in urls.items() if name != "topology"} == {
+        user.name: user.name for user in words.USERS
+    }
+    assert urls["topology"].username == plan.BROKER_USER[0]
+    assert accounts.passwords(declaring.environ) == {user.name: urls[user.name].password for user in words.USERS}
+    assert "--users" in declaring.arguments
+    assert all("topology" in unit.requires for unit in made.units if unit.name in urls and unit.how == "program")
 
 
 def test_more_workers_are_more_processes_of_payment_email_and_relays() -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Generator, Mapping
+import time
+from collections.abc import Coroutine, Generator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Final, Self
@@ -63,8 +64,8 @@ def failures(sentence: str) -> Generator[None]:
         raise BrokerUnavailableError(f"{sentence}: {type(exc).__name__}: {exc}") from exc
 
 
-async def connect(url: str, name: str) -> abc.AbstractConnection:
-    """Open a plain connection; `name` shows in the broker's management page.
+async def connect(url: str, name: str, *, connection_class: type[aio_pika.Connection] = aio_pika.Connection) -> abc.AbstractConnection:
+    """Open a plain connection; `name` shows in the broker's management page, and `connection_class` may be lenient.Connection.
 
     Raises:
         BrokerUnavailableError: no connection within `CONNECT_TIMEOUT_S` seconds.
@@ -72,7 +73,9 @@ async def connect(url: str, name: str) -> abc.AbstractConnection:
     """
     with failures("no connection to the broker"):
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            return await aio_pika.connect(with_heartbeat(url), client_properties={"connection_name": name})
+            return await aio_pika.connect(
+                with_heartbeat(url), client_properties={"connection_name": name}, connection_class=connection_class
+            )
 
 
 async def close(connection: abc.AbstractConnection) -> None:
@@ -119,8 +122,10 @@ class Publisher:
         if connection is not None:
             await close(connection)
 
-    async def publish(self, message: aio_pika.Message, *, exchange: str, routing_key: str) -> None:
-        """Publish and wait until the broker has stored the message.
+    async def publish(self, message: aio_pika.Message, *, exchange: str, routing_key: str, patience_s: float = 0) -> None:
+        """Publish and wait until the broker has stored the message; `patience_s` is how much longer while an alarm blocks the connection.
+
+        A message that an alarm holds up is stored when the alarm ends: to publish it again meanwhile would store it again and again.
 
         Raises:
             BrokerUnavailableError: unknown whether it arrived; publish again with the same message id.
@@ -133,7 +138,7 @@ class Publisher:
                 async with asyncio.timeout(PUBLISH_TIMEOUT_S):
                     channel = await self._open()
                     target = channel.default_exchange if exchange == "" else await channel.get_exchange(exchange, ensure=False)
-                    result = await target.publish(message, routing_key, mandatory=True)
+                result = await self._confirmed(target.publish(message, routing_key, mandatory=True), patience_s)
         except BrokerUnavailableError as exc:
             if isinstance(exc.__cause__, exceptions.PublishError):
                 raise UnroutableError(f"no queue takes {routing_key!r} from exchange {exchange!r}") from exc
@@ -141,6 +146,31 @@ class Publisher:
             raise
         if not isinstance(result, pamqp.commands.Basic.Ack):
             raise BrokerUnavailableError(f"the broker answered {type(result).__name__} instead of a confirm")
+
+    async def _confirmed(self, publishing: Coroutine[object, object, object], patience_s: float) -> object:
+        task = asyncio.ensure_future(publishing)
+        deadline = time.monotonic() + PUBLISH_TIMEOUT_S + patience_s
+        wait_s: float = PUBLISH_TIMEOUT_S
+        try:
+            while not (await asyncio.wait((task,), timeout=wait_s))[0]:
+                wait_s = min(1.0, deadline - time.monotonic())
+                if wait_s <= 0 or not await _blocked(self._connection):
+                    raise TimeoutError
+            return task.result()
+        finally:
+            task.cancel()
+
+
+async def _blocked(connection: abc.AbstractConnection | None) -> bool:
+    """Tell whether the broker has said, by Connection.Blocked, that it takes no messages now."""
+    if connection is None or connection.is_closed or connection.transport is None:
+        return False
+    try:
+        async with asyncio.timeout(0.01):
+            await connection.transport.connection.ready()  # the client's only word on it that is not private
+    except TimeoutError:
+        return True
+    return False
 
 
 def message_of(sealed: envelope.Envelope) -> aio_pika.Message:

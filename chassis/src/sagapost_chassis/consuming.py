@@ -1,7 +1,8 @@
 """The one consume loop: decode, handle, then acknowledge; failures go to the retry ladder or the dead-letter queue."""
 
 import asyncio
-import traceback
+import random
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -9,15 +10,32 @@ from typing import Final, Literal, TypeVar
 from uuid import UUID
 
 import aio_pika
+import aiormq.abc
 import msgspec
+import prometheus_client
 import structlog
 from aio_pika import abc
 from opentelemetry.trace import SpanKind
 
-from sagapost_chassis import amqp, errors, telemetry
+from sagapost_chassis import amqp, arrivals, errors, ladder, lenient, properties, telemetry
 from sagapost_contracts import envelope, events, topology
 
 DRAIN_S: Final = 20
+SET_ASIDE_S: Final = 600  # well below the 30 minutes after which the broker closes a channel that does not answer
+# A message that this many deliveries went unanswered of may be one that kills its process, and is handled with nothing beside it: each
+# death counts against all that the process held, and the broker's delivery limit would make dead letters of innocent ones.
+# A lost connection or a restarted broker counts too, so one or two are no suspicion.
+SUSPECT_AFTER: Final = 3
+_DICE: Final = random.SystemRandom()
+
+HANDLED: Final = prometheus_client.Counter("sagapost_messages_handled_total", "Messages whose handler returned", ["queue", "type"])
+RETRIED: Final = prometheus_client.Counter(
+    "sagapost_messages_retried_total", "Messages put on the retry ladder", ["queue", "exception_type"]
+)
+DEAD: Final = prometheus_client.Counter(
+    "sagapost_messages_dead_total", "Messages put into the dead-letter queue", ["queue", "exception_type"]
+)
+IN_FLIGHT: Final = prometheus_client.Gauge("sagapost_messages_in_flight", "Messages that are being handled", ["queue"])
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +88,11 @@ class Consumer:
         self._retry_delays_s = retry_delays_s
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken = asyncio.Event()
+        self._stop = asyncio.Event()
         self._consuming = False
+        self._alone = True  # take one message at a time
+        self._turn = asyncio.Event()  # the pace must change
+        self._suspects: list[arrivals.Arrival] = []
 
     async def check(self) -> bool:
         """Tell whether messages can arrive."""
@@ -78,76 +100,121 @@ class Consumer:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Consume until `stop` is set, then finish what is in flight."""
+        self._stop = stop
+        connection_class = lenient.connection_class()
         failures = 0
         while not stop.is_set():
             try:
                 with amqp.failures("the session broke"):
-                    await self._session(stop)
+                    await self._session(
+                        await amqp.connect(self._url, f"sagapost-consumer-{self._queue}", connection_class=connection_class)
+                    )
                 failures = 0
             except errors.TransientError as exc:
                 failures += 1
                 telemetry.log.warning("broker.lost", queue=self._queue, reason=f"{type(exc).__name__}: {exc}"[:300])
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), amqp.backoff_s(failures))
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=DRAIN_S)
+        await self._drain()
 
-    async def _session(self, stop: asyncio.Event) -> None:
-        connection = await amqp.connect(self._url, f"sagapost-consumer-{self._queue}")
+    async def _session(self, connection: abc.AbstractConnection) -> None:
         self._broken.clear()
+        self._suspects.clear()
+        self._alone = True  # what a dead process left stands in front of everything else
         waits: Sequence[asyncio.Future[Literal[True]]] = ()
         try:
             channel = await connection.channel(publisher_confirms=False)
-            await channel.set_qos(prefetch_count=self._concurrency)
-            queue = await channel.get_queue(self._queue, ensure=True)
-            tag = await queue.consume(self._accept)
-            self._consuming = True
+            underlay = await channel.get_underlay_channel()
+            underlay.on_consumer_cancel_callbacks.add(lambda _: self._broken.set())
+            waits = [
+                asyncio.ensure_future(wait) for wait in (self._stop.wait(), self._broken.wait(), channel.closed(), connection.closed())
+            ]
             telemetry.log.info("consumer.started", queue=self._queue)
-            waits = [asyncio.ensure_future(wait) for wait in (stop.wait(), self._broken.wait(), channel.closed(), connection.closed())]
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            if stop.is_set():
-                async with asyncio.timeout(5):
-                    await queue.cancel(tag)
-                if self._tasks:
-                    await asyncio.wait(self._tasks, timeout=DRAIN_S)
+            while not any(wait.done() for wait in waits):
+                await self._take(underlay, waits)
+            if self._stop.is_set():
+                await self._drain()
         finally:
             self._consuming = False
             for wait in waits:
                 wait.cancel()
             await amqp.close(connection)
 
-    async def _accept(self, incoming: abc.AbstractIncomingMessage) -> None:
+    async def _take(self, channel: aiormq.abc.AbstractChannel, waits: Sequence[asyncio.Future[Literal[True]]]) -> None:
+        """Consume at one pace until it must change or the session ends; then handle suspects one by one."""
+        self._turn.clear()
+        await channel.basic_qos(prefetch_count=1 if self._alone else self._concurrency)
+        tag = (await channel.basic_consume(self._queue, self._accept)).consumer_tag
+        self._consuming = True
+        turn = asyncio.ensure_future(self._turn.wait())
+        try:
+            await asyncio.wait([*waits, turn], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            turn.cancel()
+        if self._broken.is_set() or channel.is_closed:
+            return
+        async with asyncio.timeout(5):
+            await channel.basic_cancel(str(tag))
+        self._alone = bool(self._suspects)
+        if self._alone:
+            await self._drain()
+        while self._suspects and not any(wait.done() for wait in waits):
+            await self._process(self._suspects.pop(_DICE.randrange(len(self._suspects))))
+
+    async def _drain(self) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=DRAIN_S)
+
+    async def _accept(self, delivered: aiormq.abc.DeliveredMessage) -> None:
+        arrival = arrivals.Arrival(delivered)
+        suspect = arrival.deliveries >= SUSPECT_AFTER
+        if suspect and (not self._alone or self._turn.is_set()):
+            self._suspects.append(arrival)
+            self._turn.set()
+            return
+        if not suspect and self._alone:
+            self._turn.set()
         # the client cancels its callbacks when the channel dies, maybe between a charge and our commit: the work is a task of ours
-        task = asyncio.create_task(self._process(incoming))
+        task = asyncio.create_task(self._process(arrival))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _process(self, incoming: abc.AbstractIncomingMessage) -> None:
-        kind = incoming.type or "?"
+    async def _process(self, arrival: arrivals.Arrival) -> None:
+        kind = arrival.type if arrival.type in self._handlers else "?"  # a name that a sender may choose is no label
         with (
-            structlog.contextvars.bound_contextvars(message_id=incoming.message_id, correlation_id=incoming.correlation_id),
-            telemetry.span(f"{self._queue} {kind}", SpanKind.CONSUMER, telemetry.headers_of(incoming.headers, "traceparent")),
+            IN_FLIGHT.labels(self._queue).track_inprogress(),
+            structlog.contextvars.bound_contextvars(message_id=arrival.message_id, correlation_id=arrival.correlation_id),
+            telemetry.span(f"{self._queue} {kind}", SpanKind.CONSUMER, telemetry.headers_of(arrival.headers, "traceparent")),
         ):
             try:
-                await self._handle(incoming, kind)
+                await self._handle(arrival, kind)
             except errors.TransientError as exc:
                 # neither handled nor set aside: a new session makes the broker deliver it again
                 telemetry.log.warning("message.left", queue=self._queue, reason=f"{type(exc).__name__}: {exc}"[:300])
                 self._broken.set()
                 return
+            except (
+                Exception
+            ) as exc:  # our own fault: the message must not stay here unanswered, and the delivery limit ends what always fails
+                telemetry.log.error(
+                    "message.left", queue=self._queue, fingerprint=arrivals.fingerprint(exc), traceback=arrivals.frames(exc)
+                )
+                self._broken.set()
+                return
             with suppress(errors.TransientError), amqp.failures("not acknowledged"):
-                await incoming.ack()  # on a channel that is gone it raises; the redelivery is recognised by its id
+                await arrival.ack()  # on a channel that is gone it raises; the redelivery is recognised by its id
 
-    async def _handle(self, incoming: abc.AbstractIncomingMessage, kind: str) -> None:
-        attempt = _attempt(incoming)
-        with telemetry.canonical("message.handled", "amqp", kind, queue=self._queue, attempt=attempt) as line:
+    async def _handle(self, arrival: arrivals.Arrival, kind: str) -> None:
+        with telemetry.canonical("message.handled", "amqp", kind, queue=self._queue, attempt=arrival.attempt) as line:
             try:
-                delivery = _read(incoming, attempt)
+                arrival.check()
+                delivery = _read(arrival)
                 line["order_id"] = delivery.message.order_id
-                await self._handler_of(kind)(delivery)
+                await self._handler_of(delivery.type)(delivery)
+                HANDLED.labels(self._queue, kind).inc()
             except Exception as exc:  # top of the loop: everything that can go wrong goes to the ladder or the dead letters
-                line["outcome"] = await self._set_aside(incoming, exc, attempt)
-                line["error"] = f"{type(exc).__name__}: {exc}"[:300]
+                line["outcome"] = await self._set_aside(arrival, exc)
+                line["error"] = f"{type(exc).__name__}: {properties.text(exc)}"[:300]
 
     def _handler_of(self, kind: str) -> Handler:
         try:
@@ -155,69 +222,57 @@ class Consumer:
         except KeyError:
             raise envelope.UndecodableError(f"{kind} has no handler on {self._queue}") from None
 
-    async def _set_aside(self, incoming: abc.AbstractIncomingMessage, exc: Exception, attempt: int) -> str:
+    async def _set_aside(self, arrival: arrivals.Arrival, exc: Exception) -> str:
         """Publish a confirmed copy to the retry ladder or the dead-letter queue; say which."""
         permanent = isinstance(exc, (envelope.UndecodableError, errors.PermanentError, errors.DomainError))
-        steps = [delay_s for delay_s in self._retry_delays_s[attempt - 1 :] if delay_s >= getattr(exc, "delay_s", 0)]
-        retry = not permanent and attempt <= len(self._retry_delays_s)
-        delay_s = (steps or self._retry_delays_s[-1:])[0] if retry else 0
-        copy = _copy(incoming, _failure_headers(incoming, exc, attempt + 1 if retry else attempt))
-        if retry:
-            await self._publisher.publish(copy, exchange="", routing_key=topology.retry_queue(self._queue, delay_s))
+        attempt, reason = arrival.attempt, type(exc).__name__
+        delay_s = None if permanent else ladder.step(self._retry_delays_s, attempt, getattr(exc, "delay_s", 0))
+        if delay_s is not None:
+            copy = arrivals.copy(arrival, arrivals.failure_headers(arrival, exc, attempt + 1))
+            await self._publish(arrival, copy, exchange="", routing_key=topology.retry_queue(self._queue, delay_s))
+            RETRIED.labels(self._queue, reason).inc()
             return f"retry_in_{delay_s}s"
-        telemetry.log.error("message.dead", queue=self._queue, exc_info=exc)
-        await self._publisher.publish(copy, exchange=topology.DEAD_LETTER_EXCHANGE, routing_key=self._queue)
+        copy = arrivals.copy(arrival, arrivals.failure_headers(arrival, exc, attempt))
+        await self._publish(arrival, copy, exchange=topology.DEAD_LETTER_EXCHANGE, routing_key=self._queue)
+        DEAD.labels(self._queue, reason).inc()
+        # not exc_info: the log would show the frames' variables, the message with its e-mail address among them
+        telemetry.log.error("message.dead", queue=self._queue, fingerprint=arrivals.fingerprint(exc), traceback=arrivals.frames(exc))
         return "dead"
 
+    async def _publish(self, arrival: arrivals.Arrival, copy: aio_pika.Message, *, exchange: str, routing_key: str) -> None:
+        """Publish until it is confirmed.
 
-def _attempt(incoming: abc.AbstractIncomingMessage) -> int:
-    value = incoming.headers.get("x-attempt", 1)
-    return value if isinstance(value, int) and value > 0 else 1
+        To leave the message instead would count as an unanswered delivery of all that this process holds, and while the broker takes no
+        messages, under an alarm for instance, the delivery limit would soon make dead letters of them.
+
+        Raises:
+            errors.TransientError: the message cannot be acknowledged any more, this process stops, or it took too long.
+
+        """
+        failures, deadline = 0, time.monotonic() + SET_ASIDE_S
+        while True:
+            try:
+                return await self._publisher.publish(copy, exchange=exchange, routing_key=routing_key, patience_s=SET_ASIDE_S)
+            except errors.TransientError as exc:
+                failures += 1
+                if arrival.gone or self._stop.is_set() or time.monotonic() > deadline:
+                    raise
+                telemetry.log.warning(
+                    "message.not_set_aside", queue=self._queue, to=routing_key, reason=f"{type(exc).__name__}: {exc}"[:300]
+                )
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), amqp.backoff_s(failures))
 
 
-def _read(incoming: abc.AbstractIncomingMessage, attempt: int) -> Delivery:
+def _read(arrival: arrivals.Arrival) -> Delivery:
     try:
-        message_id = UUID(incoming.message_id or "")
+        message_id = UUID(arrival.message_id or "")
     except ValueError as exc:
-        raise envelope.UndecodableError(f"message id {incoming.message_id!r} is not a UUID") from exc
+        raise envelope.UndecodableError(f"message id {arrival.message_id!r} is not a UUID") from exc
     return Delivery(
         message_id=message_id,
-        type=incoming.type or "",
-        message=envelope.decode(incoming.type, incoming.headers.get("schema-version"), incoming.body),
-        attempt=attempt,
-        time=incoming.timestamp or datetime.now(UTC),
-    )
-
-
-def _fingerprint(exc: BaseException) -> str:
-    own = [frame for frame in traceback.extract_tb(exc.__traceback__) if "sagapost_" in frame.filename]
-    place = f"{own[-1].filename.rpartition('/')[2]}:{own[-1].name}" if own else "?"
-    return f"{type(exc).__name__}@{place}"
-
-
-def _failure_headers(incoming: abc.AbstractIncomingMessage, exc: Exception, attempt: int) -> dict[str, amqp.HeaderValue]:
-    now = datetime.now(UTC).isoformat()
-    return {
-        "x-attempt": attempt,
-        "x-exception-type": type(exc).__name__,
-        "x-exception-message": str(exc)[:500],
-        "x-fingerprint": _fingerprint(exc),
-        "x-first-failed-at": telemetry.headers_of(incoming.headers, "x-first-failed-at") or now,
-        "x-failed-at": now,
-        "x-original-routing-key": telemetry.headers_of(incoming.headers, "x-original-routing-key") or incoming.routing_key or "",
-    }
-
-
-def _copy(incoming: abc.AbstractIncomingMessage, headers: Mapping[str, amqp.HeaderValue]) -> aio_pika.Message:
-    # the broker's own x-death history stays behind: our count is x-attempt
-    kept = {name: value for name, value in incoming.headers.items() if not name.startswith("x-death")}
-    return aio_pika.Message(
-        incoming.body,
-        headers={**kept, **headers},
-        content_type=incoming.content_type,
-        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-        message_id=incoming.message_id,
-        correlation_id=incoming.correlation_id,
-        timestamp=incoming.timestamp,
-        type=incoming.type,
+        type=arrival.type or "",
+        message=envelope.decode(arrival.type, arrival.headers.get("schema-version"), arrival.body),
+        attempt=arrival.attempt,
+        time=arrival.timestamp or datetime.now(UTC),
     )

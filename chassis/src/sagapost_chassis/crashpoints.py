@@ -21,6 +21,7 @@ NAMES: Final = (
     "relay.before_confirm",
     "relay.after_confirm",
     "relay.mid_batch",
+    "dlq.after_publish",
 )
 
 

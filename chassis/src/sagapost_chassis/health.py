@@ -27,7 +27,7 @@ async def _failing(checks: Mapping[str, Check]) -> list[str]:
             async with asyncio.timeout(2):
                 return await check()
         except Exception as exc:  # whatever is wrong with a dependency, the answer is "not ready"
-            telemetry.log.warning("health.failed", dependency=name, reason=f"{type(exc).__name__}: {exc}")
+            telemetry.log.warning("health.failed", dependency=name, reason=f"{type(exc).__name__}: {telemetry.first_line(exc)}")
             return False
 
     outcomes = await asyncio.gather(*(passes(name, check) for name, check in checks.items()))

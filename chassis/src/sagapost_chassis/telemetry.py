@@ -17,6 +17,9 @@ from opentelemetry.trace.propagation import tracecontext
 _PROPAGATOR: Final = tracecontext.TraceContextTextMapPropagator()
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
+# without the frames' variables: they hold customers' addresses
+_TRACEBACKS: Final = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20))
+
 log: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()
 
 HANDLED: Final = prometheus_client.Histogram(
@@ -32,7 +35,8 @@ def configure(service: str, level: str = "info") -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
             _add_trace,
-            structlog.processors.dict_tracebacks,
+            _TRACEBACKS,
+            _first_lines,
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS.get(level, 20)),
@@ -50,6 +54,17 @@ class _Libraries(logging.Handler):
         """Log one record as a warning or an error."""
         write = log.error if record.levelno >= logging.ERROR else log.warning
         write("library.logged", logger=record.name, text=record.getMessage()[:500], exc_info=record.exc_info or None)
+
+
+def first_line(exc: BaseException) -> str:
+    """Say what went wrong without what PostgreSQL adds on further lines: the failing row, with whatever stands in it."""
+    return str(exc).partition("\n")[0]
+
+
+def _first_lines(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    for found in event.get("exception", ()):
+        found["exc_value"] = found["exc_value"].partition("\n")[0]
+    return event
 
 
 def _add_trace(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

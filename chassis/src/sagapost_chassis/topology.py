@@ -1,10 +1,18 @@
-"""Declares the broker's exchanges, queues and bindings, and checks that they are there."""
+"""Declares the broker's exchanges, queues and bindings, and checks over AMQP that they are there; it must not know the management API."""
 
-import aio_pika
+import aiormq
 from aio_pika import abc, exceptions
 
 from sagapost_chassis import amqp
 from sagapost_contracts import topology
+
+
+class DiffersError(Exception):
+    """Something of that name is there with another type or other arguments; the text is the broker's."""
+
+
+class ForbiddenError(Exception):
+    """The broker does not let this user do it; the text is the broker's."""
 
 
 async def declare(url: str) -> int:
@@ -12,26 +20,29 @@ async def declare(url: str) -> int:
 
     Raises:
         amqp.BrokerUnavailableError: the broker does not answer.
-        aio_pika.exceptions.ChannelPreconditionFailed: something of that name exists with other arguments.
+        DiffersError: something of that name exists with other arguments.
+        ForbiddenError: the user may not declare.
 
     """
     connection = await amqp.connect(url, "sagapost-topology")
     try:
-        channel = await connection.channel()
-        exchanges = {
-            topology.EXCHANGE: await channel.declare_exchange(topology.EXCHANGE, aio_pika.ExchangeType.TOPIC, durable=True),
-            topology.DEAD_LETTER_EXCHANGE: await channel.declare_exchange(
-                topology.DEAD_LETTER_EXCHANGE, aio_pika.ExchangeType.DIRECT, durable=True
-            ),
-        }
-        wanted = topology.queues()
-        for queue in wanted:
-            declared = await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
-            for exchange, key in queue.bindings:
-                await declared.bind(exchanges[exchange], key)
-        return len(wanted)
+        return await _declare(await connection.channel())
+    except exceptions.ChannelPreconditionFailed as exc:
+        raise DiffersError(str(exc).removeprefix("PRECONDITION_FAILED - ")) from exc
+    except aiormq.ChannelAccessRefused as exc:
+        raise ForbiddenError(str(exc).removeprefix("ACCESS_REFUSED - ")) from exc
     finally:
         await amqp.close(connection)
+
+
+async def _declare(channel: abc.AbstractChannel) -> int:
+    exchanges = {wanted.name: await channel.declare_exchange(wanted.name, wanted.type, durable=True) for wanted in topology.EXCHANGES}
+    queues = topology.queues()
+    for queue in queues:
+        declared = await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
+        for exchange, key in queue.bindings:
+            await declared.bind(exchanges[exchange], key)
+    return len(queues)
 
 
 async def missing(url: str) -> list[str]:
@@ -43,7 +54,7 @@ async def missing(url: str) -> list[str]:
     """
     connection = await amqp.connect(url, "sagapost-topology")
     try:
-        found = [name for name in (topology.EXCHANGE, topology.DEAD_LETTER_EXCHANGE) if not await _exists(connection, name, exchange=True)]
+        found = [wanted.name for wanted in topology.EXCHANGES if not await _exists(connection, wanted.name, exchange=True)]
         found += [queue.name for queue in topology.queues() if not await _exists(connection, queue.name, exchange=False)]
         return found
     finally:

@@ -1,6 +1,6 @@
-"""Exchanges, queues and bindings as data; it must not know a client library."""
+"""Exchanges, queues, bindings and the rights of the broker's users as data; it must not know a client library."""
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -20,6 +20,15 @@ BINDINGS: Final[dict[str, tuple[str, ...]]] = {
     ORDER_QUEUE: ("payment.*.*", "email.email.*"),
 }
 WORK_QUEUES: Final = tuple(BINDINGS)
+NOTHING: Final = "^$"
+_DEFAULT_EXCHANGE: Final = r"amq\.default"  # what the broker calls it where it asks for rights
+
+
+class Exchange(msgspec.Struct, frozen=True, kw_only=True):
+    """A durable exchange."""
+
+    name: str
+    type: Literal["topic", "direct"]
 
 
 class Queue(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +37,41 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     arguments: dict[str, str | int]
     bindings: tuple[tuple[str, str], ...] = ()
+
+
+class User(msgspec.Struct, frozen=True, kw_only=True):
+    """A service's user of the broker; its rights are regular expressions over names, `topics` over the routing keys of EXCHANGE.
+
+    None may configure: no user of a service makes, binds or deletes anything.
+    """
+
+    name: str
+    write: str
+    read: str = NOTHING
+    topics: str | None = None
+    configure: str = NOTHING
+
+
+EXCHANGES: Final = (Exchange(name=EXCHANGE, type="topic"), Exchange(name=DEAD_LETTER_EXCHANGE, type="direct"))
+
+
+def _exactly(*patterns: str) -> str:
+    return f"^({'|'.join(patterns)})$"
+
+
+_TOPIC: Final = EXCHANGE
+_DEAD: Final = DEAD_LETTER_EXCHANGE.replace(".", r"\.")
+
+# A consumer writes to its retry queues through the default exchange, where the broker cannot tell one queue from another.
+# The relays' routing keys are not restricted: an outbox row with a foreign key would be refused with the whole channel, where it
+# is now returned and set aside by itself.
+USERS: Final = (
+    User(name="order", read=_exactly(ORDER_QUEUE), write=_exactly(_DEFAULT_EXCHANGE, _DEAD)),
+    User(name="payment", read=_exactly(PAYMENT_QUEUE), write=_exactly(_DEFAULT_EXCHANGE, _DEAD)),
+    User(name="email", read=_exactly(EMAIL_QUEUE), write=_exactly(_DEFAULT_EXCHANGE, _DEAD, _TOPIC), topics=r"^email\.email\.[a-z_]+$"),
+    User(name="relay-order", write=_exactly(_TOPIC)),
+    User(name="relay-payment", write=_exactly(_TOPIC)),
+)
 
 
 def retry_queue(queue: str, delay_s: int) -> str:
@@ -66,5 +110,11 @@ def queues(retry_delays_s: tuple[int, ...] = RETRY_DELAYS_S) -> tuple[Queue, ...
             Queue(name=retry_queue(name, delay_s), arguments={**_dead_lettering("", name), "x-message-ttl": delay_s * 1000})
             for delay_s in retry_delays_s
         )
-        found.append(Queue(name=dead_letter_queue(name), arguments={"x-queue-type": "quorum"}, bindings=((DEAD_LETTER_EXCHANGE, name),)))
+        found.append(
+            Queue(
+                name=dead_letter_queue(name),
+                arguments={"x-queue-type": "quorum", "x-delivery-limit": DEAD_LETTER_DELIVERY_LIMIT},
+                bindings=((DEAD_LETTER_EXCHANGE, name),),
+            )
+        )
     return tuple(found)

@@ -4,7 +4,7 @@ import asyncio
 import os
 from functools import partial
 
-from sagapost_chassis import amqp, consuming, lifecycle, settings
+from sagapost_chassis import amqp, consuming, ladder, lifecycle, settings
 from sagapost_contracts import topology
 from sagapost_email import api, consumer, handlers, recent, sender
 from sagapost_email.settings import Settings
@@ -24,7 +24,12 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
         outlets = handlers.Outlets(sender=outbound, publisher=publisher, mail_from=config.mail_from, recent=recent.Recent())
         # a few more than connections, so that a mail waits here for its turn and not at the broker for an acknowledgement
         worker = consuming.Consumer(
-            config.amqp_url, topology.EMAIL_QUEUE, consumer.routes(outlets), publisher, concurrency=config.smtp_connections * 2
+            config.amqp_url,
+            topology.EMAIL_QUEUE,
+            consumer.routes(outlets),
+            publisher,
+            concurrency=config.smtp_connections * 2,
+            retry_delays_s=ladder.parse(config.retry_delays_s),
         )
         async with asyncio.TaskGroup() as group:
             group.create_task(lifecycle.serve(api.app(outbound, worker), config.host, config.port, stop))

@@ -18,6 +18,7 @@ _COMMANDS: Final = {
     "migrate": ("migrate", "Bring the databases to their newest revision."),
     "topology": ("topology", "Declare or check the broker's exchanges and queues."),
     "outbox": ("outbox", "Show, retry or replay what the databases have to publish."),
+    "dlq": ("dlq", "See why messages failed; send them again, or discard them."),
     "verify": ("verify", "Prove that no order was lost, doubled or forgotten."),
     "bench": ("bench", "Measure the relay beside what others do."),
 }

@@ -6,7 +6,9 @@ from typing import Final, Literal
 
 import msgspec
 
+from sagapost_contracts import topology as words
 from sagapost_ops import state
+from sagapost_ops.topology import accounts
 
 PUBLIC: Final = {"gateway": 9000, "page": 3000, "order": 8001, "payment": 8002, "email": 8003, "provider": 8004, "mailbox": 8026}
 MOVABLE: Final = {
@@ -27,7 +29,7 @@ DATABASES: Final = {
     "order-db": ("order_user", "order_password", "order_db"),
     "payment-db": ("payment_user", "payment_password", "payment_db"),
 }
-BROKER_USER: Final = ("ecommerce", "ecommerce123")
+BROKER_USER: Final = ("ecommerce", "ecommerce123")  # the operator's; each service has its own, see amqp_url
 HIGHEST_OFFSET: Final = 39_000  # 25672 is the highest port, and 65535 the last
 
 How = Literal["database", "broker", "task", "program"]
@@ -90,11 +92,16 @@ def addresses(ports: dict[str, int]) -> state.Addresses:
         gateway_url=f"http://127.0.0.1:{ports['gateway']}",
         order_database_url=_database_url("order-db", ports),
         payment_database_url=_database_url("payment-db", ports),
-        amqp_url=f"amqp://{user}:{password}@127.0.0.1:{ports['rabbitmq']}/",
+        amqp_url=amqp_url(ports, BROKER_USER),
         management_url=f"http://{user}:{password}@127.0.0.1:{ports['rabbitmq-management']}",
         provider_url=f"http://127.0.0.1:{ports['provider']}",
         mailbox_url=f"http://127.0.0.1:{ports['mailbox']}",
     )
+
+
+def amqp_url(ports: dict[str, int], account: tuple[str, str]) -> str:
+    """Build the broker's URL for a user with a password."""
+    return f"amqp://{account[0]}:{account[1]}@127.0.0.1:{ports['rabbitmq']}/"
 
 
 def _database_url(name: str, ports: dict[str, int]) -> str:
@@ -115,6 +122,7 @@ def make(options: Options, ports: dict[str, int], home: Path) -> Plan:
 
 
 def _preparations(where: state.Addresses) -> tuple[Unit, ...]:
+    passwords = {accounts.variable(user.name): accounts.development_password(user.name) for user in words.USERS}
     urls = {"SAGAPOST_ORDER_DATABASE_URL": where.order_database_url, "SAGAPOST_PAYMENT_DATABASE_URL": where.payment_database_url}
     return (
         Unit(
@@ -128,8 +136,8 @@ def _preparations(where: state.Addresses) -> tuple[Unit, ...]:
             name="topology",
             how="task",
             stage=2,
-            arguments=("sagapost_ops", "topology", "declare", "--wait", "60"),
-            environ={"SAGAPOST_AMQP_URL": where.amqp_url},
+            arguments=("sagapost_ops", "topology", "declare", "--users", "--wait", "60"),
+            environ={"SAGAPOST_AMQP_URL": where.amqp_url, "SAGAPOST_MANAGEMENT_URL": where.management_url} | passwords,
         ),
     )
 
@@ -151,9 +159,8 @@ def _outside(options: Options, ports: dict[str, int], home: Path) -> tuple[Unit,
 
 
 def _services(options: Options, ports: dict[str, int], where: state.Addresses) -> tuple[Unit, ...]:
-    broker = {"SAGAPOST_AMQP_URL": where.amqp_url}
-    order_db = {"SAGAPOST_DATABASE_URL": where.order_database_url} | broker
-    payment_db = {"SAGAPOST_DATABASE_URL": where.payment_database_url} | broker
+    order_db = {"SAGAPOST_DATABASE_URL": where.order_database_url}
+    payment_db = {"SAGAPOST_DATABASE_URL": where.payment_database_url}
     edge = {
         "SAGAPOST_ORDER_URL": f"http://127.0.0.1:{ports['order']}",
         "SAGAPOST_PAGE_PORT": str(ports["page"]),
@@ -161,18 +168,18 @@ def _services(options: Options, ports: dict[str, int], where: state.Addresses) -
     }
     scaled = {
         "payment": payment_db | {"SAGAPOST_PROVIDER_URL": where.provider_url},
-        "email": broker | {"SAGAPOST_SMTP_HOST": "127.0.0.1", "SAGAPOST_SMTP_PORT": str(ports["smtp"])},
+        "email": {"SAGAPOST_SMTP_HOST": "127.0.0.1", "SAGAPOST_SMTP_PORT": str(ports["smtp"])},
         "relay-order": order_db,
         "relay-payment": payment_db,
     }
     both = ("migrate", "topology")
     return (
-        _program("order", ports, order_db, requires=("migrate",)),
+        _program("order", ports, order_db | _broker(ports, "order"), requires=both),
         *(
             _program(
                 name if number == 1 else f"{name}-{number}",
                 ports,
-                scaled[name],
+                scaled[name] | _broker(ports, name),
                 requires=("topology",) if name == "email" else both,
                 module=f"sagapost_{name.partition('-')[0]}",
             )
@@ -181,6 +188,10 @@ def _services(options: Options, ports: dict[str, int], where: state.Addresses) -
         ),
         _program("gateway", ports, edge, stage=4),
     )
+
+
+def _broker(ports: dict[str, int], user: str) -> dict[str, str]:
+    return {"SAGAPOST_AMQP_URL": amqp_url(ports, (user, accounts.development_password(user)))}
 
 
 def _program(

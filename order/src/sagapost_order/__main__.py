@@ -4,7 +4,7 @@ import asyncio
 import functools
 import os
 
-from sagapost_chassis import amqp, consuming, db, health, lifecycle, outbox, settings, web
+from sagapost_chassis import amqp, consuming, db, health, ladder, lifecycle, outbox, settings, web
 from sagapost_contracts import topology
 from sagapost_order import api, consumer, saga_api, sweeper, watch
 from sagapost_order.settings import Settings
@@ -23,7 +23,13 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
         db.open_pool(config.database_url, "sagapost-order", on_commit=hints.soon) as pool,
         amqp.Publisher(config.amqp_url, "sagapost-order") as publisher,
     ):
-        updates = consuming.Consumer(config.amqp_url, topology.ORDER_QUEUE, consumer.routes(pool, config.policy()), publisher)
+        updates = consuming.Consumer(
+            config.amqp_url,
+            topology.ORDER_QUEUE,
+            consumer.routes(pool, config.policy()),
+            publisher,
+            retry_delays_s=ladder.parse(config.retry_delays_s),
+        )
         checks = health.routes("order", {"database": functools.partial(_reads, pool)}, {"rabbitmq": updates.check})
         policy, watcher = config.policy(), watch.Watch(pool)
         app = web.app([*api.routes(pool, policy, config.pay_window_s), *saga_api.routes(pool, policy, watcher), *checks])

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import msgspec
 
-from sagapost_chassis import settings
+from sagapost_chassis import ladder, settings
 from sagapost_order import states
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=7 * 24 * 3600)]
@@ -12,11 +12,15 @@ _Attempts = Annotated[int, msgspec.Meta(ge=0, le=1000)]
 
 
 class Settings(settings.Common, frozen=True, kw_only=True):
-    """`pay_window_s`: seconds after which an unpaid order is given up; the others are the saga's policy, see states.Policy."""
+    """`pay_window_s`: seconds after which an unpaid order is given up; `retry_delays_s`: see ladder.parse.
+
+    The others are the saga's policy, see states.Policy.
+    """
 
     database_url: str
     amqp_url: str
     port: int = 8001
+    retry_delays_s: str = ladder.DEFAULT
     pay_window_s: _Seconds = 900
     notify_s: _Seconds = states.POLICY.notify_s
     notify_max_s: _Seconds = states.POLICY.notify_max_s
@@ -34,6 +38,7 @@ class Settings(settings.Common, frozen=True, kw_only=True):
         super().__post_init__()
         if self.notify_failure not in {"park", "refund"}:
             raise ValueError("NOTIFY_FAILURE must be park or refund")
+        ladder.parse(self.retry_delays_s)
 
     def policy(self) -> states.Policy:
         """Give the saga's policy."""

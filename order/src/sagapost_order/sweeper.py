@@ -48,7 +48,8 @@ async def _deadlines(pool: db.Pool, policy: states.Policy, stop: asyncio.Event) 
                 continue
         except Exception as exc:  # of one saga or of the database: the others' deadlines go on
             FAILURES.inc()
-            telemetry.log.warning("deadline.not_applied", saga_id=str(swept.saga_id), reason=f"{type(exc).__name__}: {exc}")
+            reason = f"{type(exc).__name__}: {telemetry.first_line(exc)}"
+            telemetry.log.warning("deadline.not_applied", saga_id=str(swept.saga_id), reason=reason)
             if swept.saga_id is not None and not isinstance(exc, db.UnavailableError):
                 skipped[swept.saga_id] = now_s + _SKIPPED_S
                 continue
@@ -61,7 +62,7 @@ async def _gauges(pool: db.Pool, stop: asyncio.Event) -> None:
         try:
             live, calling = await handlers.unfinished(pool)
         except Exception as exc:  # the next look will tell
-            telemetry.log.warning("gauges.not_measured", reason=f"{type(exc).__name__}: {exc}")
+            telemetry.log.warning("gauges.not_measured", reason=f"{type(exc).__name__}: {telemetry.first_line(exc)}")
         else:
             for state in states.STATES:
                 found = live.get(state)
@@ -84,7 +85,7 @@ async def _forget(pool: db.Pool) -> int:
     try:
         forgotten = await handlers.forget_answers(pool)
     except Exception as exc:  # whatever is wrong with tidying up, checkouts go on
-        telemetry.log.warning("answers.not_forgotten", reason=f"{type(exc).__name__}: {exc}")
+        telemetry.log.warning("answers.not_forgotten", reason=f"{type(exc).__name__}: {telemetry.first_line(exc)}")
         return 0
     if forgotten:
         telemetry.log.info("answers.forgotten", count=forgotten)

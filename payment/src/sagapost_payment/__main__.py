@@ -4,7 +4,7 @@ import asyncio
 import os
 from functools import partial
 
-from sagapost_chassis import amqp, consuming, db, lifecycle, outbox, settings
+from sagapost_chassis import amqp, consuming, db, ladder, lifecycle, outbox, settings
 from sagapost_contracts import topology
 from sagapost_payment import api, consumer, provider, sweeper
 from sagapost_payment.settings import Settings
@@ -25,7 +25,7 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
             routes,
             publisher,
             concurrency=consumer.CONCURRENCY,
-            retry_delays_s=consumer.RETRY_DELAYS_S,
+            retry_delays_s=ladder.parse(config.retry_delays_s),
         )
         async with asyncio.TaskGroup() as group:
             group.create_task(lifecycle.serve(api.app(pool, worker), config.host, config.port, stop))

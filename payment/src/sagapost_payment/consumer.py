@@ -11,7 +11,7 @@ from sagapost_payment import domain, handlers, provider
 CONCURRENCY: Final = 64  # a provider takes about a second per charge
 # Seventeen minutes: past the usual pay window of fifteen, so that an order whose provider was down all along ends expired
 # and not as a dead letter.
-RETRY_DELAYS_S: Final = (1, 5, 30, *(120,) * 8)
+RETRY_DELAYS_S: Final = "1,5,30" + ",120" * 8
 
 
 def routes(pool: db.Pool, psp: provider.Provider, terms: domain.Terms) -> Mapping[type[events.Message], consuming.Handler]:

@@ -1,13 +1,13 @@
 """What the payment process reads from its environment."""
 
-from sagapost_chassis import settings
-from sagapost_payment import domain, provider
+from sagapost_chassis import ladder, settings
+from sagapost_payment import consumer, domain, provider
 
 
 class Settings(settings.Common, frozen=True, kw_only=True):
     """One field per SAGAPOST_ variable; `provider_attempts` is how many calls may stay unanswered before we give up.
 
-    `look_s`: seconds after which a payment that should have moved on is looked at again.
+    `look_s`: seconds after which a payment that should have moved on is looked at again. `retry_delays_s`: see ladder.parse.
     """
 
     port: int = 8002
@@ -17,12 +17,14 @@ class Settings(settings.Common, frozen=True, kw_only=True):
     provider_timeout_s: float = 10
     provider_attempts: int = 3
     look_s: float = 60
+    retry_delays_s: str = consumer.RETRY_DELAYS_S
 
     def __post_init__(self) -> None:
         """Refuse limits that would never let a call through."""
         super().__post_init__()
         if self.provider_timeout_s <= 0 or self.provider_attempts < 1 or self.look_s <= 0:
             raise ValueError("PROVIDER_TIMEOUT_S and LOOK_S must be above 0 and PROVIDER_ATTEMPTS at least 1")
+        ladder.parse(self.retry_delays_s)
 
     def terms(self) -> domain.Terms:
         """Give what the use cases need of it."""

@@ -28,7 +28,7 @@ async def _looks(pool: db.Pool, psp: provider.Provider, stop: asyncio.Event, ter
         try:
             claimed = await recovery.claim(pool, terms)
         except Exception as exc:  # top of the loop: a claim that got no answer runs out like any other
-            telemetry.log.warning("looks.not_claimed", reason=f"{type(exc).__name__}: {exc}")
+            telemetry.log.warning("looks.not_claimed", reason=f"{type(exc).__name__}: {telemetry.first_line(exc)}")
             claimed = []
         await asyncio.gather(*(_look(pool, psp, payment, terms) for payment in claimed))
         if len(claimed) < recovery.BATCH:
@@ -39,7 +39,7 @@ async def _look(pool: db.Pool, psp: provider.Provider, payment: domain.Payment, 
     try:
         await recovery.look(pool, psp, payment, terms)
     except Exception as exc:  # of one payment: its next look is in its row
-        telemetry.log.warning("payment.look_failed", order_id=payment.order_id, reason=f"{type(exc).__name__}: {exc}")
+        telemetry.log.warning("payment.look_failed", order_id=payment.order_id, reason=f"{type(exc).__name__}: {telemetry.first_line(exc)}")
 
 
 async def _gauges(pool: db.Pool, stop: asyncio.Event) -> None:
@@ -48,7 +48,7 @@ async def _gauges(pool: db.Pool, stop: asyncio.Event) -> None:
             async with db.connection(pool) as conn:
                 found = await queries.unfinished(conn)
         except Exception as exc:  # top of the loop: the next time will tell
-            telemetry.log.warning("gauges.not_measured", reason=f"{type(exc).__name__}: {exc}")
+            telemetry.log.warning("gauges.not_measured", reason=f"{type(exc).__name__}: {telemetry.first_line(exc)}")
         else:
             for status in (domain.Status.PROCESSING.value, domain.Status.REFUNDING.value):
                 count, oldest_s = found.get(status, (0, 0.0))

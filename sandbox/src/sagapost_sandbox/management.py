@@ -1,4 +1,4 @@
-"""Talks to any broker from outside: virtual hosts and figures over the management interface; starts nothing."""
+"""Talks to any broker from outside: virtual hosts, users and figures over the management interface; starts nothing."""
 
 import base64
 import contextlib
@@ -26,6 +26,28 @@ class Management(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     user: str
     password: str
+    tls: bool = False
+
+
+class Rights(msgspec.Struct, frozen=True, kw_only=True):
+    """What a user may do in a virtual host, as regular expressions over names; an empty one matches nothing."""
+
+    configure: str
+    write: str
+    read: str
+
+
+def of_url(url: str) -> Management:
+    """Read where and who from an http or https URL."""
+    parts = urllib.parse.urlsplit(url)
+    tls = parts.scheme == "https"
+    return Management(
+        host=parts.hostname or "127.0.0.1",
+        port=parts.port or (15671 if tls else 15672),
+        user=urllib.parse.unquote(parts.username or "guest"),
+        password=urllib.parse.unquote(parts.password or "guest"),
+        tls=tls,
+    )
 
 
 def amqp_url(host: str, port: int, user: str, password: str, vhost: str) -> str:
@@ -45,6 +67,25 @@ def create_vhost(api: Management, name: str) -> None:
 def delete_vhost(api: Management, name: str) -> None:
     """Remove a virtual host with everything in it; nothing when it is gone."""
     request(api, "DELETE", f"/api/vhosts/{urllib.parse.quote(name, safe='')}")
+
+
+def put_user(api: Management, name: str, password: str) -> None:
+    """Make a user without any tag, or give it this password and take its tags away."""
+    request(api, "PUT", f"/api/users/{urllib.parse.quote(name, safe='')}", {"password": password, "tags": ""})
+
+
+def permit(api: Management, vhost: str, user: str, rights: Rights) -> None:
+    """Set what a user may do in a virtual host."""
+    path = f"{urllib.parse.quote(vhost, safe='')}/{urllib.parse.quote(user, safe='')}"
+    request(api, "PUT", f"/api/permissions/{path}", msgspec.to_builtins(rights))
+
+
+def permit_topics(api: Management, vhost: str, user: str, topics: dict[str, str]) -> None:
+    """Set the routing keys that a user may publish to topic exchanges, by exchange; an exchange not named takes every key."""
+    path = f"/api/topic-permissions/{urllib.parse.quote(vhost, safe='')}/{urllib.parse.quote(user, safe='')}"
+    request(api, "DELETE", path)
+    for exchange, keys in topics.items():
+        request(api, "PUT", path, {"exchange": exchange, "write": keys, "read": ".*"})
 
 
 def answers(api: Management) -> bool:
@@ -74,7 +115,8 @@ def request(api: Management, method: str, path: str, body: object = None, *, tim
     """
     token = base64.b64encode(f"{api.user}:{api.password}".encode()).decode("ascii")
     headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
-    connection = http.client.HTTPConnection(api.host, api.port, timeout=timeout_s)
+    kind = http.client.HTTPSConnection if api.tls else http.client.HTTPConnection
+    connection = kind(api.host, api.port, timeout=timeout_s)
     try:
         connection.request(method, path, None if body is None else json.dumps(body), headers)
         answer = connection.getresponse()

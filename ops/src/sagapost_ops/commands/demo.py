@@ -21,6 +21,7 @@ from sagapost_ops.saga import advice
     ./sagapost demo decline        # a declined card: cancelled, nothing charged
     ./sagapost demo cancel         # bought, paid, cancelled: the money goes back
     ./sagapost demo late-payment   # cancelled during the charge: the same
+    ./sagapost demo poison         # a message that fails for good: found, mended, sent again
     ./sagapost demo cancel --json | jq .movements
     """
 )
@@ -32,7 +33,7 @@ def command(*, story: str, port_offset: int, as_json: bool) -> None:
     where = targets.find(port_offset)
     console = Console(quiet=True) if as_json else screen.out()
     told = stories.STORIES[story]
-    demo = telling.tell(console, where, story, told)
+    demo = telling.tell(console, where, story, told, port_offset)
     if as_json:
         screen.json(demo)
     else:

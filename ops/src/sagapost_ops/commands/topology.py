@@ -1,6 +1,8 @@
-"""`topology`: declares the broker's exchanges and queues, shows them, checks that they are there."""
+"""`topology`: declares the broker's exchanges, queues and users, shows them, checks that they are as they should be."""
 
 import asyncio
+import os
+import re
 import time
 from collections.abc import Callable, Coroutine
 from typing import Final, TypeVar
@@ -8,11 +10,14 @@ from typing import Final, TypeVar
 import msgspec
 import rich_click as click
 from aio_pika import exceptions
+from rich.text import Text
 
 from sagapost_chassis import amqp, settings, topology
 from sagapost_contracts import topology as words
 from sagapost_ops import errors, screen, targets
 from sagapost_ops.commands import options
+from sagapost_ops.topology import accounts, drift, found
+from sagapost_sandbox import management
 
 _RETRY_S: Final = 0.2
 
@@ -21,29 +26,45 @@ R = TypeVar("R")
 _wait = click.option(
     "--wait", "wait_s", type=click.FloatRange(0, 3600), default=0, metavar="S", help="Seconds to wait for a broker that is not up yet."
 )
+_users = click.option(
+    "--users", "with_users", is_flag=True, help="The services' users and their rights, too; needs the management interface."
+)
 
 
 class Declared(msgspec.Struct, frozen=True, kw_only=True):
-    """How many queues are there now."""
+    """How many queues are there now, and how many users were made."""
 
     queues: int
+    users: int
 
 
-class Missing(msgspec.Struct, frozen=True, kw_only=True):
-    """Names of exchanges and queues that are not there."""
+class Checked(msgspec.Struct, frozen=True, kw_only=True):
+    """What differs; `only_names` when nobody could be asked for arguments and bindings."""
 
-    missing: tuple[str, ...]
+    ok: bool
+    only_names: bool
+    drift: tuple[drift.Drift, ...]
+
+
+class Shown(msgspec.Struct, frozen=True, kw_only=True):
+    """The topology as it should be."""
+
+    exchanges: tuple[words.Exchange, ...]
+    queues: tuple[words.Queue, ...]
+    users: tuple[words.User, ...]
 
 
 @click.group(
     cls=click.RichGroup,
-    help="""Declare, show or check exchanges, queues and bindings; the services themselves declare nothing.
+    help="""Declare, show or check exchanges, queues, bindings and the services' users; the services themselves declare nothing.
 
-    The broker's address comes from SAGAPOST_AMQP_URL, or from the running stack. `./sagapost up` has declared everything.
+    The broker's addresses come from SAGAPOST_AMQP_URL and SAGAPOST_MANAGEMENT_URL, or from the running stack; their user is the
+    operator's, who may do everything. `./sagapost up` has declared everything. The passwords of the services' users come from
+    SAGAPOST_BROKER_PASSWORD_ORDER, _PAYMENT, _EMAIL, _RELAY_ORDER and _RELAY_PAYMENT; in development they have defaults.
 
     \b
       ./sagapost topology show
-      ./sagapost topology check
+      ./sagapost topology check --users
       SAGAPOST_AMQP_URL=amqp://… ./sagapost topology declare --wait 60
     """,
 )
@@ -51,71 +72,128 @@ def command() -> None:
     """Group the three."""
 
 
-@command.command(help="Declare everything; harmless when it is there, exit code 1 when something differs.")
+@command.command(help="Declare everything; harmless when it is there, exit code 1 when something is there and differs.")
+@_users
 @_wait
 @options.port_offset
 @options.as_json
-def declare(*, wait_s: float, port_offset: int, as_json: bool) -> None:
+def declare(*, with_users: bool, wait_s: float, port_offset: int, as_json: bool) -> None:
     """Declare and count."""
-    queues = _ask(port_offset, wait_s, topology.declare)
+    where = targets.find(port_offset)
+    url = targets.need(where, "amqp_url")
+    api = management.of_url(targets.need(where, "management_url")) if with_users else None
+    chosen = accounts.passwords(os.environ) if with_users else {}
+    queues = _ask(url, wait_s, topology.declare)
+    users = _make_users(api, found.vhost_of(url), chosen, wait_s) if api else 0
     if as_json:
-        screen.json(Declared(queues=queues))
+        screen.json(Declared(queues=queues, users=users))
     else:
-        screen.out().print(f"{queues} queues are declared and bound.")
+        screen.out().print(f"{queues} queues are declared and bound{f'; {users} users have their rights' if api else ''}.")
 
 
-@command.command(help="Check that every exchange and queue is there; exit code 1 when one is missing.")
+@command.command(
+    help="""Check that everything is there and as it should be; exit code 1 names each difference.
+
+    Without SAGAPOST_MANAGEMENT_URL it is only checked that exchanges and queues are there. Changes nothing.
+    """
+)
+@_users
 @_wait
 @options.port_offset
 @options.as_json
-def check(*, wait_s: float, port_offset: int, as_json: bool) -> None:
-    """Look and name what is missing."""
-    missing = _ask(port_offset, wait_s, topology.missing)
+def check(*, with_users: bool, wait_s: float, port_offset: int, as_json: bool) -> None:
+    """Look and name what differs."""
+    where = targets.find(port_offset)
+    url = targets.need(where, "amqp_url")
+    if with_users:
+        targets.need(where, "management_url")
+    missing = _ask(url, wait_s, topology.missing)
+    if where.management_url is None:
+        drifts = tuple(drift.absent(name) for name in missing)
+    else:
+        broker = found.read(management.of_url(where.management_url), found.vhost_of(url), with_users=with_users)
+        drifts = drift.compare(broker, with_users=with_users)
+    checked = Checked(ok=not drifts, only_names=where.management_url is None, drift=drifts)
     if as_json:
-        screen.json(Missing(missing=tuple(missing)))
-    if missing:
-        raise errors.FailedError(f"not there: {', '.join(missing)}; declare with: ./sagapost topology declare")
-    if not as_json:
-        screen.out().print("Every exchange and queue is there.")
+        screen.json(checked)
+    else:
+        _tell(checked, with_users=with_users)
+    if drifts:
+        raise errors.FailedError(f"the broker differs in {len(drifts)} {'place' if len(drifts) == 1 else 'places'}; {drift.advice(drifts)}")
 
 
-@command.command(help="Show what would be declared; asks no broker.")
+@command.command(help="Show what is declared: exchanges, queues, bindings and users; asks no broker.")
 @options.as_json
 def show(*, as_json: bool) -> None:
-    """Print the queues with their bindings and arguments."""
-    queues = words.queues()
+    """Print the queues with their bindings and arguments, and the users with their rights."""
     if as_json:
-        screen.json(queues)
+        screen.json(Shown(exchanges=words.EXCHANGES, queues=words.queues(), users=words.USERS))
         return
-    rows = [(queue.name, _bindings(queue), _arguments(queue)) for queue in queues]
-    screen.out().print(f"exchanges: {words.EXCHANGE} (topic), {words.DEAD_LETTER_EXCHANGE} (direct)\n")
-    screen.out().print(screen.table(("queue", "bound to", "arguments"), rows))
+    out = screen.out()
+    out.print(screen.table(("durable exchange", "type"), [(exchange.name, exchange.type) for exchange in words.EXCHANGES]))
+    out.print()
+    rows = [(queue.name, _bindings(queue), _arguments(queue)) for queue in words.queues()]
+    out.print(screen.table(("durable quorum queue", "bound to", "arguments"), rows))
+    out.print()
+    users = [(user.name, Text(user.read), Text(user.write), Text(_keys(user))) for user in words.USERS]
+    out.print(screen.table(("user", "may read", "may write", f"keys on {words.EXCHANGE}"), users))
+
+
+def _make_users(api: management.Management, vhost: str, chosen: dict[str, str], wait_s: float) -> int:
+    deadline = time.monotonic() + wait_s
+    while not management.answers(api) and time.monotonic() < deadline:  # it may come up after AMQP has
+        time.sleep(_RETRY_S)
+    return accounts.make(api, vhost, chosen)
+
+
+def _tell(checked: Checked, *, with_users: bool) -> None:
+    for one in checked.drift:
+        screen.out().print(Text(one.says), soft_wrap=True)
+    if checked.ok and checked.only_names:
+        screen.out().print("Every exchange and queue is there. Set SAGAPOST_MANAGEMENT_URL to check arguments and bindings too.")
+    elif checked.ok:
+        screen.out().print(f"Exchanges, queues, {'bindings and users' if with_users else 'arguments and bindings'} are as they should be.")
 
 
 def _bindings(queue: words.Queue) -> str:
-    return "\n".join(key for _, key in queue.bindings)
+    return "\n".join(f"{exchange} {key}" for exchange, key in queue.bindings)
 
 
 def _arguments(queue: words.Queue) -> str:
-    shown = {"x-message-ttl": "waits {} ms", "x-delivery-limit": "at most {} deliveries"}
-    return ", ".join(shown[name].format(value) for name, value in queue.arguments.items() if name in shown)
+    named = {name.removeprefix("x-").replace("-", "_"): value for name, value in queue.arguments.items()}
+    parts: list[str] = []
+    if "message_ttl" in named:
+        parts.append(f"message-ttl {named['message_ttl']}")
+    if "delivery_limit" in named:
+        parts.append(f"delivery-limit {named['delivery_limit']}")
+    if "dead_letter_strategy" in named:
+        exchange = named["dead_letter_exchange"] or "default exchange"
+        parts.append(f"dead letters {named['dead_letter_strategy']} to {exchange} {named['dead_letter_routing_key']}")
+    return ", ".join(parts)
 
 
-def _ask(port_offset: int, wait_s: float, question: Callable[[str], Coroutine[object, object, R]]) -> R:
-    url = targets.need(targets.find(port_offset), "amqp_url")
+def _keys(user: words.User) -> str:
+    return user.topics or ("any" if re.fullmatch(user.write, words.EXCHANGE) else "")
+
+
+def _ask(url: str, wait_s: float, question: Callable[[str], Coroutine[object, object, R]]) -> R:
     deadline = time.monotonic() + wait_s
     while True:
         try:
             return asyncio.run(question(url))
-        except exceptions.ChannelPreconditionFailed as exc:
-            raise errors.FailedError(f"the broker has it with other arguments: {_reason(exc)}; delete that and declare again") from exc
+        except topology.DiffersError as exc:
+            raise errors.FailedError(
+                f"the broker has it otherwise: {exc}; all that differs: ./sagapost topology check. "
+                "Data of no value are thrown away by: ./sagapost up --fresh"
+            ) from exc
+        except topology.ForbiddenError as exc:
+            raise errors.UnfitError(f"this user of the broker may not declare: {exc}; use the operator's in SAGAPOST_AMQP_URL") from exc
         except amqp.BrokerUnavailableError as exc:
+            shown = settings.without_password(url)
+            if isinstance(exc.__cause__, (exceptions.AuthenticationError, exceptions.ProbableAuthenticationError)):
+                raise errors.UnfitError(f"the broker at {shown} does not know this user and password; correct SAGAPOST_AMQP_URL") from exc
             if time.monotonic() > deadline:
                 raise errors.UnfitError(
-                    f"the broker at {settings.without_password(url)} does not answer; start it (./sagapost up) or correct SAGAPOST_AMQP_URL"
+                    f"the broker at {shown} does not answer; start it (./sagapost up) or correct SAGAPOST_AMQP_URL"
                 ) from exc
             time.sleep(_RETRY_S)
-
-
-def _reason(exc: exceptions.ChannelPreconditionFailed) -> str:
-    return str(exc).removeprefix("PRECONDITION_FAILED - ")

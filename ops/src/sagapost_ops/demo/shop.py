@@ -13,11 +13,9 @@ from sagapost_ops.saga import calls, resources
 
 POLL_S: Final = 0.1
 _TAKEN_UP_S: Final = 20.0
-_BODY: Final = {
-    "user_id": 1,
-    "user_email": "demo@example.com",
-    "items": [{"product_id": 1, "quantity": 1, "price": "1299.99"}, {"product_id": 2, "quantity": 2, "price": "49.99"}],
-}
+_CUSTOMER: Final = {"user_id": 1, "user_email": "demo@example.com"}
+_USUAL: Final = [{"product_id": 1, "quantity": 1, "price": "1299.99"}, {"product_id": 2, "quantity": 2, "price": "49.99"}]
+_LARGE: Final = [{"product_id": 1, "quantity": 4, "price": "1299.99"}]
 _CHARGING: Final = "SELECT 1 FROM payments WHERE saga_id = %s AND status = 'processing'"
 
 
@@ -48,15 +46,16 @@ class MailSeen(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
-def check_out(gateway: client.Client, payment_method: str) -> tuple[Order, float]:
-    """Buy a laptop and two mice, and give the order and how many milliseconds the answer took.
+def check_out(gateway: client.Client, payment_method: str, *, large: bool = False) -> tuple[Order, float]:
+    """Buy a laptop and two mice, or four laptops, and give the order and how many milliseconds the answer took.
 
     Raises:
         FailedError: it was not accepted.
 
     """
     began = time.perf_counter()
-    answer = gateway.call("POST", "/api/checkout", _BODY | {"payment_method": payment_method})
+    body = _CUSTOMER | {"items": _LARGE if large else _USUAL, "payment_method": payment_method}
+    answer = gateway.call("POST", "/api/checkout", body)
     answer_ms = round((time.perf_counter() - began) * 1000, 1)
     if answer.status != 202:
         raise errors.FailedError(f"the checkout was answered with {answer.status}: {calls.said(answer)}")

@@ -10,7 +10,8 @@ When = Literal["done", "charging"]
 class Story(msgspec.Struct, frozen=True, kw_only=True):
     """What a demo does and how it must end: the saga's state, what the provider moved, which mails were sent.
 
-    `cancelled` says when the customer cancels: when the order is done, or while the card is being charged.
+    `cancelled` says when the customer cancels: when the order is done, or while the card is being charged. `poisoned`: the order
+    is too large for a rule that somebody gave payment's database, and is a dead letter until that is mended.
     """
 
     payment_method: str
@@ -20,6 +21,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
     mails: tuple[str, ...]
     cancelled: When | None = None
     cancels: str = ""
+    poisoned: bool = False
     why: str = ""
 
 
@@ -61,5 +63,16 @@ STORIES: Final = {
         why="Why this is safe: payment notes the cancellation in the order's row while the charge is under way, and whoever learns that "
         "the charge went through finds the note and gives the money back. Had the cancellation come first, the note would have "
         "been a tombstone, and the card would never have been charged. In any order: one charge and one refund at most, net 0.",
+    ),
+    "poison": Story(
+        payment_method="pm_card_ok",
+        says="A bad rule in payment's database makes the order's message fail until it is a dead letter; mended and replayed, it is paid.",
+        poisoned=True,
+        state="notified",
+        moved=("charge",),
+        mails=("receipt",),
+        why="Why this is safe: a message leaves a queue only when the next one has confirmed that it holds it, on the way up the ladder, "
+        "to the dead letters and back. A replay goes to the queue it came from and to nobody else, under its old message id, so that "
+        "payment would recognise what it has processed; the provider's idempotency key is the order's, however often it is tried.",
     ),
 }

@@ -1,8 +1,10 @@
 """Plays one story before the eyes of whoever is at the terminal, and judges how it ended; it must not know which stories there are."""
 
+import contextlib
+import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from decimal import Decimal
 from typing import Final
 
@@ -10,16 +12,19 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from sagapost_ops import client, targets
-from sagapost_ops.demo import shop, stories
-from sagapost_ops.saga import resources, words
+from sagapost_ops import client, errors, targets
+from sagapost_ops.demo import poison, shop, stories
+from sagapost_ops.saga import advice, resources, words
 
 DEADLINE_S: Final = 60.0
 MAILS_S: Final = 20.0
 
 
 class Demo(msgspec.Struct, frozen=True, kw_only=True):
-    """The JSON of a demo; `faults` says what did not come out as the story says, `movements` is None without a ledger to read."""
+    """The JSON of a demo; `faults` says what did not come out as the story says, `movements` is None without a ledger to read.
+
+    `dead_letter` is the one that the poison story brought back.
+    """
 
     ok: bool
     story: str
@@ -28,10 +33,11 @@ class Demo(msgspec.Struct, frozen=True, kw_only=True):
     movements: tuple[shop.Movement, ...] | None
     mails: tuple[shop.MailSeen, ...]
     faults: tuple[str, ...]
+    dead_letter: poison.Letter | None = None
 
 
-def tell(console: Console, where: targets.Targets, name: str, told: stories.Story) -> Demo:
-    """Buy, cancel if the story says so, watch it to its end, wait for the mails, and compare all of it with the story.
+def tell(console: Console, where: targets.Targets, name: str, told: stories.Story, port_offset: int) -> Demo:
+    """Buy, do what the story says, watch it to its end, wait for the mails, and compare all of it with the story.
 
     Raises:
         FailedError: a request was not accepted.
@@ -40,10 +46,14 @@ def tell(console: Console, where: targets.Targets, name: str, told: stories.Stor
     """
     console.print(Text(told.says, style="bold"))
     console.print()
-    with client.Client(targets.need(where, "gateway_url")) as gateway:
-        order, answer_ms = shop.check_out(gateway, told.payment_method)
+    dead: poison.Letter | None = None
+    with client.Client(targets.need(where, "gateway_url")) as gateway, _fault(console, where, told) as mend:
+        order, answer_ms = shop.check_out(gateway, told.payment_method, large=told.poisoned)
         _say(console, f"POST /api/checkout  →  202 in {answer_ms:.0f} ms: order {order.id}, {order.total_amount} {order.currency}")
         watch = _Watch(console, where, gateway, order)
+        if told.poisoned:
+            watch.look()
+            dead = _bring_back(console, where, order, mend, port_offset)
         if told.cancelled == "charging":
             shop.wait_for_charge(where, order)
         elif told.cancelled == "done":
@@ -57,7 +67,43 @@ def tell(console: Console, where: targets.Targets, name: str, told: stories.Stor
     shop.until(lambda: {mail.template for mail in shop.mails(where, order)} >= set(told.mails), MAILS_S)
     mails, movements = shop.mails(where, order), shop.movements(where, order)
     faults = judge(told, order, saga, movements, mails)
-    return Demo(ok=not faults, story=name, answer_ms=answer_ms, saga=saga, movements=movements, mails=mails, faults=faults)
+    if dead is not None and poison.letter(port_offset, order.id) is not None:
+        faults += (f"the message of order {order.id} is still dead, or again",)
+    return Demo(
+        ok=not faults, story=name, answer_ms=answer_ms, saga=saga, movements=movements, mails=mails, faults=faults, dead_letter=dead
+    )
+
+
+@contextlib.contextmanager
+def _fault(console: Console, where: targets.Targets, told: stories.Story) -> Generator[Callable[[], None]]:
+    if not told.poisoned:
+        yield lambda: None
+        return
+    with poison.planted(where) as mend:
+        _say(console, f"The fault: payment's database now refuses every amount above {poison.LIMIT:,}. The order is above that.")
+        yield mend
+
+
+def _bring_back(console: Console, where: targets.Targets, order: shop.Order, mend: Callable[[], None], port_offset: int) -> poison.Letter:
+    """Follow the order's message to the dead letters, look at it, mend the fault, replay it."""
+    with console.status("waiting for the message to be given up"):
+        poison.climb(where, order.saga_id, lambda sentence: _say(console, f"             {sentence}"))
+    dead = poison.letter(port_offset, order.id)
+    if dead is None:
+        raise errors.FailedError(f"no dead letter of order {order.id} is there; see ./sagapost dlq groups{advice.option(port_offset)}")
+    _say(console, f"             it failed {dead.attempt} times and is a dead letter now\n")
+    for arguments in (("groups", poison.QUEUE), ("show", poison.QUEUE, "--id", dead.id)):
+        _call(console, port_offset, *arguments)
+    mend()
+    _say(console, "The cause is a rule of the database, and somebody drops it: the fault is mended.\n")
+    _call(console, port_offset, "replay", poison.QUEUE, "--id", dead.id, "--yes", "--reason", "the rule is gone")
+    return dead
+
+
+def _call(console: Console, port_offset: int, *arguments: str) -> None:
+    line = f"$ ./sagapost dlq {shlex.join(arguments)}{advice.option(port_offset)}"
+    console.print(Text(line, style="bold"), soft_wrap=True)
+    console.print(Text(poison.dlq(port_offset, *arguments).rstrip() + "\n"), soft_wrap=True)
 
 
 def judge(

@@ -1,0 +1,135 @@
+"""A message as it came off a queue, and the copy of it that goes to a retry or dead-letter queue; knows no handler."""
+
+import traceback
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+import aio_pika
+from aiormq import abc
+from pamqp import common
+
+from sagapost_chassis import properties, telemetry
+from sagapost_contracts import envelope
+
+MAX_BODY_BYTES: Final = 1_000_000
+MAX_FRAMES: Final = 20  # of a traceback in the log
+_MODES: Final = (None, 1, 2)
+# The broker's own history stays behind: our count is x-attempt, and a count of deliveries that is carried on would look like the broker's.
+# CC and BCC would make the broker deliver the copy to other queues as well.
+_LEFT_BEHIND: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count", "x-opt-")
+_NEVER_SENT: Final = ("CC", "BCC", properties.UNREADABLE)
+
+
+class Arrival:
+    """One delivery: what could be read of it, `fault` for what could not, and its acknowledgement."""
+
+    def __init__(self, delivered: abc.DeliveredMessage) -> None:
+        found = delivered.header.properties
+        self.body = delivered.body
+        self.headers: common.FieldTable = found.headers or {}
+        self.message_id = found.message_id
+        self.type = found.message_type
+        self.correlation_id = found.correlation_id
+        self.content_type = found.content_type
+        self.content_encoding = found.content_encoding
+        self.app_id = found.app_id
+        self.timestamp = found.timestamp
+        self.routing_key = delivered.routing_key or ""
+        self.fault = _fault(self.headers, found.delivery_mode, found.expiration, len(self.body))
+        self._channel = delivered.channel
+        self._tag = delivered.delivery_tag
+
+    @property
+    def attempt(self) -> int:
+        """Which try of ours this is, from 1."""
+        value = self.headers.get("x-attempt", 1)
+        return value if type(value) is int and value > 0 else 1
+
+    @property
+    def deliveries(self) -> int:
+        """How often the broker has delivered it before and was not answered."""
+        value = self.headers.get("x-delivery-count", 0)
+        return value if type(value) is int else 0
+
+    @property
+    def gone(self) -> bool:
+        """Whether it can no longer be acknowledged: the broker delivers it again."""
+        return self._channel.is_closed
+
+    async def ack(self) -> None:
+        """Acknowledge once; again does nothing, for the broker would close the channel."""
+        tag, self._tag = self._tag, None
+        if tag is not None:
+            await self._channel.basic_ack(tag)
+
+    def check(self) -> None:
+        """Refuse what could be read only in part.
+
+        Raises:
+            envelope.UndecodableError: says what is wrong with which property.
+
+        """
+        if self.fault is not None:
+            raise envelope.UndecodableError(self.fault)
+
+
+def _fault(headers: common.FieldTable, delivery_mode: object, expiration: object, size_bytes: int) -> str | None:
+    if properties.UNREADABLE in headers:
+        return f"unreadable properties: {properties.text(headers[properties.UNREADABLE])}"
+    if delivery_mode not in _MODES:
+        return f"delivery_mode {delivery_mode!r} is neither 1 nor 2"
+    if expiration is not None and not (isinstance(expiration, str) and expiration.isascii() and expiration.isdigit()):
+        return f"expiration {properties.text(expiration)!r} is not a number of milliseconds"
+    if size_bytes > MAX_BODY_BYTES:
+        return f"a body of {size_bytes} bytes; at most {MAX_BODY_BYTES} are read"
+    return None
+
+
+def failure_headers(arrival: Arrival, exc: BaseException, attempt: int) -> dict[str, str | int]:
+    """Say on the copy what failed, where and when; `attempt` is what the copy's next reader counts it as."""
+    now = datetime.now(UTC).isoformat()
+    return {
+        "x-attempt": attempt,
+        "x-exception-type": type(exc).__name__,
+        "x-exception-message": properties.text(exc),
+        "x-fingerprint": fingerprint(exc),
+        "x-first-failed-at": telemetry.headers_of(arrival.headers, "x-first-failed-at") or now,
+        "x-failed-at": now,
+        "x-original-routing-key": telemetry.headers_of(arrival.headers, "x-original-routing-key") or arrival.routing_key,
+    }
+
+
+def fingerprint(exc: BaseException) -> str:
+    """Name the cause: the exception's type and the innermost frame of our own code."""
+    own = [frame for frame in traceback.extract_tb(exc.__traceback__) if "sagapost_" in frame.filename]
+    place = f"{own[-1].filename.rpartition('/')[2]}:{own[-1].name}" if own else "?"
+    return f"{type(exc).__name__}@{place}"
+
+
+def frames(exc: BaseException) -> list[str]:
+    """Say where an exception came from, innermost first, without the values of any variable."""
+    found = traceback.extract_tb(exc.__traceback__)
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(found)][:MAX_FRAMES]
+
+
+def copy(arrival: Arrival, headers: Mapping[str, str | int]) -> aio_pika.Message:
+    """Make the copy with these headers beside its own; never raises, for nobody could set the message aside then."""
+    kept = {
+        name: properties.writable(value)
+        for name, value in arrival.headers.items()
+        if name not in _NEVER_SENT and name not in headers and not name.startswith(_LEFT_BEHIND)
+    }
+    room = properties.fitting(kept)
+    return aio_pika.Message(
+        arrival.body,
+        headers={**room, **{name: value if isinstance(value, int) else properties.text(value) for name, value in headers.items()}},
+        content_type=properties.short(arrival.content_type),
+        content_encoding=properties.short(arrival.content_encoding),
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        message_id=properties.short(arrival.message_id),
+        correlation_id=properties.short(arrival.correlation_id),
+        timestamp=arrival.timestamp if isinstance(arrival.timestamp, datetime) else None,
+        type=properties.short(arrival.type),
+        app_id=properties.short(arrival.app_id),
+    )
