@@ -92,7 +92,7 @@ def failure_headers(arrival: Arrival, exc: BaseException, attempt: int) -> dict[
     return {
         "x-attempt": attempt,
         "x-exception-type": type(exc).__name__,
-        "x-exception-message": properties.text(exc),
+        "x-exception-message": properties.text(exc).partition("\n")[0],
         "x-fingerprint": fingerprint(exc),
         "x-first-failed-at": telemetry.headers_of(arrival.headers, "x-first-failed-at") or now,
         "x-failed-at": now,
