@@ -156,24 +156,8 @@ def order_status(order: domain.Order) -> OrderStatus:
 
 def saga(row: domain.Saga, order: domain.Order, history: Sequence[domain.HistoryRow]) -> Saga:
     """Show a saga."""
-    return Saga(
-        saga_id=row.id,
-        order_id=row.order_id,
-        state=row.state,
-        version=row.version,
-        done=row.state in states.DONE,
-        attention=row.attention,
-        reason=row.reason,
-        captured=row.captured,
-        refunded=row.refunded,
-        currency=row.currency,
-        deadline_at=instant(row.deadline_at) if row.deadline_at else None,
-        created_at=instant(row.created_at),
-        updated_at=instant(row.updated_at),
-        steps=_steps(row, order, history),
-        history=tuple(history_row(entry) for entry in history),
-        trace_id=row.trace_id,
-    )
+    rest = {"steps": _steps(row, order, history), "history": tuple(history_row(entry) for entry in history), "trace_id": row.trace_id}
+    return msgspec.convert({**_saga_fields(row), **rest}, Saga)
 
 
 def history_row(entry: domain.HistoryRow) -> History:
@@ -194,25 +178,7 @@ def history_row(entry: domain.HistoryRow) -> History:
 def sagas(found: Sequence[saga_queries.Listed], *, more: bool) -> Sagas:
     """Show a page of sagas; `more`: another page may follow."""
     shown = tuple(
-        Listed(
-            saga_id=row.id,
-            order_id=row.order_id,
-            state=row.state,
-            version=row.version,
-            done=row.state in states.DONE,
-            stuck=row.stuck,
-            attention=row.attention,
-            reason=row.reason,
-            attempts=row.attempts,
-            amount=row.amount,
-            captured=row.captured,
-            refunded=row.refunded,
-            currency=row.currency,
-            deadline_at=instant(row.deadline_at) if row.deadline_at else None,
-            created_at=instant(row.created_at),
-            updated_at=instant(row.updated_at),
-        )
-        for row in found
+        msgspec.convert({**_saga_fields(row), "stuck": row.stuck, "attempts": row.attempts, "amount": row.amount}, Listed) for row in found
     )
     return Sagas(sagas=shown, next_cursor=str(found[-1].order_id) if more and found else None)
 
@@ -242,6 +208,24 @@ def _order_fields(order: domain.Order) -> dict[str, object]:
         "created_at": instant(order.created_at),
         "saga_id": order.saga_id,
         "links": {"saga": saga, "events": f"{saga}/events", "order": path, "cancel": f"{path}/cancel"},
+    }
+
+
+def _saga_fields(row: domain.Saga | saga_queries.Listed) -> dict[str, object]:
+    return {
+        "saga_id": row.id,
+        "order_id": row.order_id,
+        "state": row.state,
+        "version": row.version,
+        "done": row.state in states.DONE,
+        "attention": row.attention,
+        "reason": row.reason,
+        "captured": row.captured,
+        "refunded": row.refunded,
+        "currency": row.currency,
+        "deadline_at": instant(row.deadline_at) if row.deadline_at else None,
+        "created_at": instant(row.created_at),
+        "updated_at": instant(row.updated_at),
     }
 
 
