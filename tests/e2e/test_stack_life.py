@@ -117,9 +117,10 @@ class Stack:
 
 
 def _free_offset() -> int:
-    """Give an offset whose public ports are free, below the range of outgoing connections."""
+    """Give an offset whose public ports are free and below those that the other worker's servers choose from."""
+    highest = ports.TRIAL_RANGE[0] - max(plan.PUBLIC.values())
     while True:
-        offset = random.SystemRandom().randrange(10_000, 21_000)
+        offset = random.SystemRandom().randrange(10_000, highest)
         if all(ports.is_free(port) for port in plan.public_ports(offset).values()):
             return offset
 
