@@ -1,11 +1,9 @@
 """The whole system as `up` starts it: the documented call, its end, restarts, a second stack, and nothing left after `down`."""
 
-import contextlib
-import http.client
 import json
 import os
 import pathlib
-import random
+import re
 import shlex
 import signal
 import subprocess
@@ -15,120 +13,24 @@ from collections.abc import Generator
 import msgspec
 import psycopg
 import pytest
+from e2e import shop_stack, shoppers
 
-from sagapost_ops import evidence, plan, reports, state
-from sagapost_sandbox import ports, processes
+from sagapost_ops import plan, state
 from sagapost_sandbox.testing import polling
 
-COMMAND_S = 280
-SAGA_S = 60
-pytestmark = pytest.mark.timeout(300)
-
-
-class Saga(msgspec.Struct, frozen=True, kw_only=True):
-    """What these tests read of a saga."""
-
-    saga_id: str
-    state: str
-    captured: str
-    refunded: str
-
-
-class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What these tests read of a checkout's answer."""
-
-    id: int
-    saga_id: str
-
-
-class Stack:
-    """One stack in a folder of its own, driven through the command line as a person drives it."""
-
-    def __init__(self, base: pathlib.Path) -> None:
-        self.base = base
-        self.offset = _free_offset()
-        self.home = base.with_name(f"{base.name}-{self.offset}")
-
-    def run(self, *arguments: str, crash: str = "") -> subprocess.CompletedProcess[str]:
-        """Run one command against this stack."""
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("SAGAPOST_")}
-        environ |= {"SAGAPOST_STATE": str(self.base)} | ({"SAGAPOST_CRASH": crash} if crash else {})
-        line = [sys.executable, "-P", "-m", "sagapost_ops", *arguments, "--port-offset", str(self.offset)]
-        return subprocess.run(line, env=environ, capture_output=True, text=True, check=False, timeout=COMMAND_S)
-
-    def up(self, *arguments: str, crash: str = "") -> str:
-        """Start it, without delays of the outside world, and give what was printed."""
-        done = self.run("up", "--detach", "--payment-delay", "0", "--email-delay", "0", *arguments, crash=crash)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def services(self) -> dict[str, reports.Line]:
-        """Give the services of `status --json` by name."""
-        found = msgspec.json.decode(self.run("status", "--json").stdout, type=reports.Status)
-        return {service.name: service for service in found.services}
-
-    def call(self, method: str, path: str, body: object = None, port: str = "gateway") -> tuple[int, bytes]:
-        """Send one request to the gateway, or to another public port."""
-        connection = http.client.HTTPConnection("localhost", plan.PUBLIC[port] + self.offset, timeout=30)
-        try:
-            connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            return answer.status, answer.read()
-        finally:
-            connection.close()
-
-    def checkout(self, payment_method: str) -> Order:
-        """Buy a laptop."""
-        item = {"product_id": 1, "quantity": 1, "price": "1299.99"}
-        body = {"user_id": 1, "user_email": "e2e@example.com", "items": [item], "payment_method": payment_method}
-        status, answer = self.call("POST", "/api/checkout", body)
-        assert status == 202, answer
-        return msgspec.json.decode(answer, type=Order)
-
-    def saga(self, saga_id: str) -> Saga | None:
-        """Read a saga; None while it is under way or cannot be read."""
-        with contextlib.suppress(OSError):
-            status, answer = self.call("GET", f"/api/sagas/{saga_id}")
-            if status == 200 and (saga := msgspec.json.decode(answer, type=Saga)).state in {"notified", "compensated"}:
-                return saga
-        return None
-
-    def ended(self, order: Order) -> Saga:
-        """Wait until an order's saga is done."""
-        found = polling.eventually(lambda: self.saga(order.saga_id), SAGA_S)
-        assert found is not None
-        return found
-
-    def mails(self, saga_id: str) -> list[str]:
-        """Name the templates of a saga's accepted mails."""
-        _, answer = self.call("GET", "/api/v1/messages?limit=1000", port="mailbox")
-        return [mail.template for mail in msgspec.json.decode(answer, type=evidence.Mails).messages if mail.saga_id == saga_id]
-
-    def charges(self, saga_id: str) -> list[str]:
-        """Name the movements of a saga's money at the provider."""
-        _, answer = self.call("GET", f"/v1/ledger?reference={saga_id}", port="provider")
-        return [movement.kind for movement in msgspec.json.decode(answer, type=list[evidence.Movement])]
-
-    def state(self) -> state.State:
-        """Read the state file."""
-        found = state.read(self.home)
-        assert found is not None
-        return found
-
-
-def _free_offset() -> int:
-    """Give an offset whose public ports are free and below those that the other worker's servers choose from."""
-    highest = ports.TRIAL_RANGE[0] - max(plan.PUBLIC.values())
-    while True:
-        offset = random.SystemRandom().randrange(10_000, highest)
-        if all(ports.is_free(port) for port in plan.public_ports(offset).values()):
-            return offset
+RATE = int(os.environ.get("SAGAPOST_ROLLING_RATE", "20"))
+ROUNDS = int(os.environ.get("SAGAPOST_ROLLING_ROUNDS", "1"))
+FEW = 200
+FUZZ = int(os.environ.get("SAGAPOST_FUZZ", str(FEW)))  # at least so many requests; the campaign makes 2000
+FUZZ_S = 100 + FUZZ
+SERVICES = ("order", "payment", "email", "relay-order", "relay-payment", "gateway")
+pytestmark = pytest.mark.timeout(300 + 120 * ROUNDS + FUZZ_S)
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack]:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[shop_stack.Stack]:
     """Run one stack for the tests of this module."""
-    made = Stack(tmp_path_factory.mktemp("stack") / "state")
+    made = shop_stack.Stack(tmp_path_factory.mktemp("stack") / "state")
     try:
         yield made
     finally:
@@ -136,31 +38,16 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack]:
 
 
 @pytest.fixture(scope="module")
-def neighbour(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack]:
+def neighbour(tmp_path_factory: pytest.TempPathFactory) -> Generator[shop_stack.Stack]:
     """Prepare a second stack; the tests start it."""
-    made = Stack(tmp_path_factory.mktemp("neighbour") / "state")
+    made = shop_stack.Stack(tmp_path_factory.mktemp("neighbour") / "state")
     try:
         yield made
     finally:
         made.run("down", "--purge")
 
 
-def _left_in(home: pathlib.Path) -> list[int]:
-    """Find processes that work in a stack's folder."""
-    found: list[int] = []
-    for pid in processes.pids():
-        with contextlib.suppress(OSError):
-            if pathlib.Path(f"/proc/{pid}/cwd").readlink().is_relative_to(home):
-                found.append(pid)
-    return found
-
-
-def _assert_gone(stack: Stack, before: state.State) -> None:
-    assert _left_in(stack.home) == []
-    assert [service.name for service in before.services if not ports.is_free(service.port)] == []
-
-
-def test_the_printed_call_is_answered_and_ends_with_one_receipt(stack: Stack) -> None:
+def test_the_printed_call_is_answered_and_ends_with_one_receipt(stack: shop_stack.Stack) -> None:
     """What `up` prints as the call to try works as it stands, and its saga ends notified with exactly one receipt."""
     printed = stack.up()
 
@@ -168,14 +55,14 @@ def test_the_printed_call_is_answered_and_ends_with_one_receipt(stack: Stack) ->
     assert words[words.index("POST") + 1] == f"http://localhost:{plan.PUBLIC['gateway'] + stack.offset}/api/checkout"
     status, answer = stack.call("POST", "/api/checkout", json.loads(words[words.index("-d") + 1]))
     assert status == 202
-    order = msgspec.json.decode(answer, type=Order)
+    order = msgspec.json.decode(answer, type=shop_stack.Order)
     saga = stack.ended(order)
     assert (saga.state, saga.captured) == ("notified", "1299.99")
     assert stack.mails(order.saga_id) == ["receipt"]
     assert stack.charges(order.saga_id) == ["charge"]
 
 
-def test_every_address_that_status_gives_is_ready(stack: Stack) -> None:
+def test_every_address_that_status_gives_is_ready(stack: shop_stack.Stack) -> None:
     """`up --detach` returned when everything was ready; status names each part with url, port, pid and version."""
     services = stack.services()
 
@@ -184,7 +71,7 @@ def test_every_address_that_status_gives_is_ready(stack: Stack) -> None:
     assert all(service.ready and service.pid and service.version and service.url for service in services.values())
 
 
-def test_a_declined_card_ends_compensated_with_one_cancellation_mail(stack: Stack) -> None:
+def test_a_declined_card_ends_compensated_with_one_cancellation_mail(stack: shop_stack.Stack) -> None:
     """Nothing is charged, the customer is told once."""
     order = stack.checkout("pm_card_declined")
 
@@ -192,7 +79,7 @@ def test_a_declined_card_ends_compensated_with_one_cancellation_mail(stack: Stac
 
     assert (saga.state, saga.captured) == ("compensated", "0.00")
     assert stack.charges(order.saga_id) == []
-    assert polling.eventually(lambda: stack.mails(order.saga_id), SAGA_S) == ["cancellation"]
+    assert polling.eventually(lambda: stack.mails(order.saga_id), shop_stack.SAGA_S) == ["cancellation"]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +91,7 @@ def test_a_declined_card_ends_compensated_with_one_cancellation_mail(stack: Stac
         ("late-payment", ["was cancelled"]),
     ],
 )
-def test_the_demo_ends_as_its_story_says(stack: Stack, story: str, mails: list[str]) -> None:
+def test_the_demo_ends_as_its_story_says(stack: shop_stack.Stack, story: str, mails: list[str]) -> None:
     """`demo` shows each step, the money and the mails, and exits with 0 only because it came out so."""
     done = stack.run("demo", story)
 
@@ -217,7 +104,7 @@ def test_the_demo_ends_as_its_story_says(stack: Stack, story: str, mails: list[s
     assert ("The provider's own ledger: 1 charge and 1 refund, net 0.00 USD." in done.stdout) == is_undone
 
 
-def test_a_second_up_says_that_it_runs(stack: Stack) -> None:
+def test_a_second_up_says_that_it_runs(stack: shop_stack.Stack) -> None:
     """Nothing is started twice; the addresses are printed again."""
     before = {name: service.pid for name, service in stack.services().items()}
 
@@ -228,20 +115,20 @@ def test_a_second_up_says_that_it_runs(stack: Stack) -> None:
     assert {name: service.pid for name, service in stack.services().items()} == before
 
 
-def test_a_taken_port_is_named_with_who_takes_it(stack: Stack, tmp_path: pathlib.Path) -> None:
+def test_a_taken_port_is_named_with_who_takes_it(stack: shop_stack.Stack, tmp_path: pathlib.Path) -> None:
     """A stack of another folder on the same ports is refused in one sentence, exit code 2."""
-    other = Stack(tmp_path / "state")
+    other = shop_stack.Stack(tmp_path / "state")
     other.offset, gateway = stack.offset, stack.services()["gateway"]
 
     done = other.run("up", "--detach")
 
     assert done.returncode == 2
     assert f"port {gateway.port} is taken by python" in done.stderr
-    assert f"(pid {gateway.pid})" in done.stderr
+    assert f"(pid {stack.state().supervisor.pid})" in done.stderr  # it holds the ports while processes come and go
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_what_is_killed_is_started_again_and_loses_nothing(stack: Stack) -> None:
+def test_what_is_killed_is_started_again_and_loses_nothing(stack: shop_stack.Stack) -> None:
     """A service and its database get kill -9: both come back, a checkout made meanwhile ends, the books agree."""
     services = stack.services()
     for name in ("payment", "payment-db"):
@@ -258,7 +145,75 @@ def test_what_is_killed_is_started_again_and_loses_nothing(stack: Stack) -> None
     assert done.returncode == 0, done.stdout
 
 
-def test_verify_fails_when_the_books_are_cooked(stack: Stack) -> None:
+def test_a_rolling_restart_under_load_fails_nobody(stack: shop_stack.Stack) -> None:
+    """Every process is replaced while people buy: each checkout is accepted and ends notified, no event of a stream is lost or doubled."""
+    before = stack.services()
+    load = shoppers.Shoppers(f"http://127.0.0.1:{before['gateway'].port}", RATE)
+    load.start()
+    try:
+        for _ in range(ROUNDS):
+            load.slowly.set()
+            first = stack.run("restart", "order", "gateway", "--json")
+            load.slowly.clear()  # so that payment, which waits for the provider when it ends, has little to wait for
+            others = [stack.run("restart", *services, "--json") for services in (("email", "relay-order", "relay-payment"), ("payment",))]
+            assert [done.returncode for done in (first, *others)] == [0, 0, 0], [done.stderr for done in (first, *others)]
+    finally:
+        books = load.finish()
+
+    after = stack.services()
+    assert all(before[name].pid != after[name].pid and after[name].ready for name in SERVICES)
+    assert books.failed == {}
+    assert len({placed.saga_id for placed in books.accepted}) == len({placed.id for placed in books.accepted}) == len(books.accepted) > 0
+    assert all(
+        saga.state == "notified"
+        for saga in (stack.ended(shop_stack.Order(id=placed.id, saga_id=placed.saga_id)) for placed in books.accepted)
+    )
+    for story in books.stories:
+        assert story.ended, story
+        assert story.seen == stack.history(story.saga_id)
+    assert any(story.connections > 1 for story in books.stories)
+    verified = stack.run("verify", "--settle", "30")
+    assert verified.returncode == 0, verified.stdout
+    assert all(queue["depth"] == 0 for queue in json.loads(stack.run("dlq", "list", "--json").stdout))
+
+
+def test_only_services_are_restarted(stack: shop_stack.Stack) -> None:
+    """What is no service of ours is refused by name, with the names that there are, exit code 2; nothing is touched."""
+    before = {name: service.pid for name, service in stack.services().items()}
+
+    done = stack.run("restart", "provider")
+
+    assert (done.returncode, {name: service.pid for name, service in stack.services().items()}) == (2, before)
+    assert "provider is not a service of this stack; there are: order, payment" in done.stderr
+
+
+def test_schemathesis_finds_nothing(stack: shop_stack.Stack, tmp_path: pathlib.Path) -> None:
+    """Whatever the served document allows or forbids: every check, one request after the other, and orders that begin end as others do."""
+    url = f"http://127.0.0.1:{stack.services()['gateway'].port}/schema/openapi.json"
+    settings = shop_stack.ROOT / "schemathesis.toml"
+    # a few times as many requests come of it: each operation has examples, edges and sequences besides
+    options = ("--checks", "all", "--max-examples", str(FUZZ // 20), "--request-timeout", "40")
+    chance = ("--generation-database", "none") if FUZZ > FEW else ("--generation-deterministic",)
+
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "schemathesis.cli", "--config-file", str(settings), "run", url, *options, *chance],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=FUZZ_S,
+    )
+
+    assert done.returncode == 0, done.stdout[-20_000:]
+    made = re.search(r"(\d+) generated", done.stdout)
+    assert made, done.stdout[-2000:]
+    assert int(made[1]) >= FUZZ
+    assert all(service.ready for service in stack.services().values())
+    verified = stack.run("verify", "--settle", "60")
+    assert verified.returncode == 0, verified.stdout
+
+
+def test_verify_fails_when_the_books_are_cooked(stack: shop_stack.Stack) -> None:
     """One wrong cent is enough, and putting it right is too."""
     url = stack.state().addresses.payment_database_url
     with psycopg.connect(url, autocommit=True) as conn:
@@ -271,7 +226,7 @@ def test_verify_fails_when_the_books_are_cooked(stack: Stack) -> None:
     assert stack.run("verify").returncode == 0
 
 
-def test_a_second_stack_runs_beside_the_first_and_survives_its_crash_point(stack: Stack, neighbour: Stack) -> None:
+def test_a_second_stack_runs_beside_the_first_and_survives_its_crash_point(stack: shop_stack.Stack, neighbour: shop_stack.Stack) -> None:
     """Two offsets are two systems; a process told to die once at a named point is started again without that."""
     neighbour.up(crash="payment.after_charge")
 
@@ -284,7 +239,7 @@ def test_a_second_stack_runs_beside_the_first_and_survives_its_crash_point(stack
     assert all(service.ready for service in stack.services().values())
 
 
-def test_down_ends_what_a_killed_supervisor_left(neighbour: Stack) -> None:
+def test_down_ends_what_a_killed_supervisor_left(neighbour: shop_stack.Stack) -> None:
     """Without its supervisor a stack counts as not running; `down` ends every process of it and frees every port."""
     before = neighbour.state()
     os.kill(before.supervisor.pid, signal.SIGKILL)
@@ -294,10 +249,10 @@ def test_down_ends_what_a_killed_supervisor_left(neighbour: Stack) -> None:
 
     assert status.returncode == 3
     assert down.returncode == 0, down.stderr
-    _assert_gone(neighbour, before)
+    shop_stack.assert_gone(neighbour, before)
 
 
-def test_down_leaves_nothing_and_up_finds_the_old_orders(stack: Stack) -> None:
+def test_down_leaves_nothing_and_up_finds_the_old_orders(stack: shop_stack.Stack) -> None:
     """No process and no port stays; what was ordered is there after the next start."""
     order = stack.checkout("pm_card_ok")
     assert stack.ended(order).state == "notified"
@@ -306,7 +261,7 @@ def test_down_leaves_nothing_and_up_finds_the_old_orders(stack: Stack) -> None:
     down = stack.run("down")
 
     assert down.returncode == 0, down.stderr
-    _assert_gone(stack, before)
+    shop_stack.assert_gone(stack, before)
     assert stack.run("status").returncode == 3
     stack.up()
     assert stack.ended(order).state == "notified"

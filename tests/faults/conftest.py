@@ -34,7 +34,7 @@ def stack(
     tmp_path_factory: pytest.TempPathFactory, database_server: servers.Databases, broker: servers.Broker, templates: Mapping[str, str]
 ) -> Generator[stacks.Stack]:
     """Run every service, a provider and a mailbox of their own, on fresh databases and a fresh virtual host."""
-    with _running(tmp_path_factory.mktemp("stack"), database_server, broker, templates) as made:
+    with running(tmp_path_factory.mktemp("stack"), database_server, broker, templates) as made:
         yield made
 
 
@@ -43,7 +43,7 @@ def fragile_stack(
     tmp_path: pathlib.Path, database_server: servers.Databases, private_broker: servers.Broker, templates: Mapping[str, str]
 ) -> Generator[stacks.Stack]:
     """Run a stack on a broker of its own, `private_broker`, which the test may stop, kill and start."""
-    with _running(tmp_path, database_server, private_broker, templates) as made:
+    with running(tmp_path, database_server, private_broker, templates) as made:
         yield made
 
 
@@ -52,18 +52,19 @@ def impatient_stack(
     tmp_path_factory: pytest.TempPathFactory, database_server: servers.Databases, broker: servers.Broker, templates: Mapping[str, str]
 ) -> Generator[stacks.Stack]:
     """Run a stack whose sagas wait seconds where the usual ones wait minutes, for the tests of a module."""
-    with _running(tmp_path_factory.mktemp("impatient"), database_server, broker, templates, IMPATIENT) as made:
+    with running(tmp_path_factory.mktemp("impatient"), database_server, broker, templates, IMPATIENT) as made:
         yield made
 
 
 @contextlib.contextmanager
-def _running(
+def running(
     folder: pathlib.Path,
     database_server: servers.Databases,
     broker: servers.Broker,
     templates: Mapping[str, str],
     changes: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Generator[stacks.Stack]:
+    """Run a stack on fresh databases and a fresh virtual host for the length of a block; `changes` as stack.make."""
     mark = uuid.uuid4().hex[:8]
     urls: dict[str, str] = {}
     for service, template in templates.items():

@@ -37,6 +37,10 @@ class Stack:
         self.running[name] = service
         return service
 
+    def environment(self, name: str) -> Mapping[str, str]:
+        """Give the variables a service is started with."""
+        return self._environments[name]
+
     def start_all(self) -> "Stack":
         """Start every service and wait until all are ready."""
         for name in self._environments:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import aio_pika
 import msgspec
+import prometheus_client
 import psycopg
 import pytest
 from integration import poison_frames, relay_kit, relay_lanes
@@ -272,10 +273,14 @@ async def test_a_ladder_loses_nothing_under_an_alarm_and_over_a_restart(
         await polling.eventually(all_reached(2), 30)
         began = asyncio.get_running_loop().time()
         await polling.eventually(lambda: _past(began + 25 * amqp.PUBLISH_TIMEOUT_S), 30)  # more refusals than the delivery limit
+        assert await consumer.check(), "who only consumes is not blocked"
+        assert not await consumer.flows()
+        assert prometheus_client.REGISTRY.get_sample_value("sagapost_broker_blocked") == 1
         assert max(max(seen) for seen in attempts.values()) == 2
         await asyncio.to_thread(relay_lanes.rabbitmqctl, private_broker, "set_vm_memory_high_watermark", "0.4")
         await polling.eventually(all_reached(3), 60)
         assert {tuple(seen) for seen in attempts.values()} == {(1, 2, 3)}  # what the alarm held up was stored once
+        await polling.eventually(_reads_zero, 5)
 
         private_broker.kill()
         await asyncio.to_thread(private_broker.start)
@@ -286,6 +291,10 @@ async def test_a_ladder_loses_nothing_under_an_alarm_and_over_a_restart(
         await task
 
     assert await _depth(url, DEAD) == 0
+
+
+async def _reads_zero() -> bool:
+    return prometheus_client.REGISTRY.get_sample_value("sagapost_broker_blocked") == 0
 
 
 async def _past(moment: float) -> bool:

@@ -55,20 +55,20 @@ def running(module: str, log: Path, **env: str) -> Generator[services.Service]:
         service.kill()
 
 
-async def place(pool: db.Pool, state: str = states.CREATED) -> domain.Order:
+async def place(pool: db.Pool, state: str = states.CREATED, client: str = "demo") -> domain.Order:
     """Place an order and lead it into a state."""
     item = domain.CheckoutItem(product_id=2, quantity=1, price=PRICE)
     request = domain.CheckoutRequest(user_id=1, user_email="test@example.com", items=(item,), payment_method="pm_card_ok")
-    order = await handlers.checkout(pool, request, pay_window_s=900, started_s=time.perf_counter())
+    order = await handlers.checkout(pool, request, pay_window_s=900, started_s=time.perf_counter(), client=client)
     for step in WAYS[state]:
-        await happen(pool, order, step)
+        await happen(pool, order, step, client)
     return order
 
 
-async def happen(pool: db.Pool, order: domain.Order, step: str) -> None:
+async def happen(pool: db.Pool, order: domain.Order, step: str, client: str = "demo") -> None:
     """Let one thing happen to an order: a cancellation by its customer, or a message."""
     if step == CANCEL:
-        await moves.cancel(pool, states.POLICY, order.id, "test")
+        await moves.cancel(pool, states.POLICY, order.id, client)
         return
     message = _message(order, step)
     delivery = consuming.Delivery(message_id=ids.uuid7(), type=step, message=message, attempt=1, time=datetime.now(UTC))

@@ -12,17 +12,29 @@ JSON = ("Content-Type", "application/json")
 CART = b'{"user_id": 1, "user_email": "test@example.com", "items": [{"product_id": 1, "quantity": 1, "price": "1299.99"}]}'
 LIMIT_BYTES = 64 * 1024
 SAGA = "/api/sagas/0193b1c2-7d4e-7a10-9f0e-5f2f6c1d8a11"
+SECURE = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "x-frame-options": "DENY",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+}
 OPERATED = SAGA.replace("/api/", "/api/ops/")
 
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Generator[services.Service]:
-    """Run one gateway in front of a port where nobody listens: whatever gets past the edge is 503, and seen to be."""
+    """Run one gateway in front of a port where nobody listens: whatever gets past the edge is 503, and seen to be.
+
+    Its breaker is open, so that nothing waits for somebody to listen.
+    """
     nobody, page = ports.trial(2)
     env = {"SAGAPOST_ORDER_URL": f"http://127.0.0.1:{nobody}", "SAGAPOST_PAGE_PORT": str(page)}
     service = services.Service("sagapost_gateway", env, tmp_path_factory.mktemp("gateway") / "gateway.log")
     try:
         polling.eventually(lambda: not ports.is_free(service.port) and not ports.is_free(page))
+        polling.eventually(lambda: send(service.port, "GET", "/api/products").problem() == "circuit-open")
         yield service
     finally:
         service.kill()
@@ -78,7 +90,7 @@ def test_a_good_checkout_gets_past_every_rule(gateway: services.Service) -> None
     """The rules refuse nothing that is right, so that the refusals below mean something: only the missing order service stops it."""
     answer = post(gateway, JSON, ("Idempotency-Key", '"8e03978e-40d5-43e8-bc93-6894a57f9324"'))
 
-    assert (answer.status, answer.problem()) == (503, "order-service-unavailable")
+    assert (answer.status, answer.problem()) == (503, "circuit-open")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +208,6 @@ def test_a_path_that_is_not_exactly_a_route_is_404(gateway: services.Service, pa
         f"{SAGA}/events/",
         f"{SAGA}/nothing",
         "/api/ops",
-        OPERATED,
     ],
 )
 def test_an_impossible_identifier_is_404_without_a_call(gateway: services.Service, path: str) -> None:
@@ -222,7 +233,7 @@ def test_without_the_order_service_every_operation_is_503(gateway: services.Serv
     """A stream too says so before it begins."""
     answer = send(gateway.port, method, path)
 
-    assert (answer.status, answer.problem()) == (503, "order-service-unavailable")
+    assert (answer.status, answer.problem()) == (503, "circuit-open")
 
 
 def test_broken_http_is_400(gateway: services.Service) -> None:
@@ -232,16 +243,39 @@ def test_broken_http_is_400(gateway: services.Service) -> None:
     assert answer.status == 400
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/schema/openapi.json", "/api/products", "/nothing", "/health/live"])
+@pytest.mark.parametrize("path", ["/", "/docs", "/schema/openapi.json", "/problems", "/api/products", "/nothing", "/health/live"])
 def test_every_answer_carries_the_security_headers(gateway: services.Service, path: str) -> None:
-    """Nothing is sniffed, framed or referred, and no answer tells which server made it."""
+    """Nothing is sniffed, framed or referred, no browser is told of HTTPS that is not there, and no answer tells which server made it."""
     answer = send(gateway.port, "GET", path, (("Accept", "text/html"),))
 
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert {name: answer.headers[name] for name in SECURE} == SECURE
     assert "default-src 'none'" in answer.headers["content-security-policy"]
-    assert answer.headers["cache-control"] == ("no-cache" if path in {"/", "/docs", "/schema/openapi.json"} else "no-store")
-    assert "server" not in answer.headers
+    assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["cache-control"] == ("no-cache" if path in {"/", "/docs", "/schema/openapi.json", "/problems"} else "no-store")
+    assert not {"server", "x-powered-by", "strict-transport-security", "access-control-allow-origin"} & set(answer.headers)
+
+
+def test_problem_types_have_pages(gateway: services.Service) -> None:
+    """The `type` of an error answer leads to what it means: a page for people, JSON for programs."""
+    kind = str(msgspec.json.decode(send(gateway.port, "GET", "/api/products").body)["type"])
+
+    page = send(gateway.port, "GET", kind, (("Accept", "text/html"),))
+    data = send(gateway.port, "GET", kind, (("Accept", "application/json"),))
+    nothing = send(gateway.port, "GET", "/problems/nothing-like-this")
+
+    assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert b"What to do" in page.body
+    assert msgspec.json.decode(data.body)["status"] == 503
+    assert nothing.problem() == "not-found"
+
+
+def test_without_configuration_no_other_site_may_use_the_api(gateway: services.Service) -> None:
+    """A preflight is an ordinary OPTIONS, and nothing in the answer allows anything."""
+    headers = (("Origin", "https://shop.example"), ("Access-Control-Request-Method", "POST"))
+
+    answer = send(gateway.port, "OPTIONS", "/api/checkout", headers)
+
+    assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
 def test_the_root_is_the_page_for_people_and_health_for_programs(gateway: services.Service) -> None:

@@ -104,7 +104,7 @@ async def test_history_of_a_new_saga_folds_to_its_row(pool: db.Pool) -> None:
     """From the first row on, the history alone tells state, version and facts."""
     order = await place(pool)
 
-    row, _, history = await handlers.get_saga(pool, order.saga_id)
+    row, _, history = await handlers.get_saga(pool, order.saga_id, owner=None)
 
     assert saga.fold(history) == ("created", 1, saga.facts_of(row))
 

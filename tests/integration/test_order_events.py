@@ -90,7 +90,7 @@ async def hear(pool: db.Pool, *messages: events.Message) -> None:
 
 async def state(pool: db.Pool, order: domain.Order) -> tuple[str, str, int]:
     """Read the saga's state, the order's status and the saga's version."""
-    row, found, _ = await handlers.get_saga(pool, order.saga_id)
+    row, found, _ = await handlers.get_saga(pool, order.saga_id, owner=None)
     return row.state, found.status, row.version
 
 
@@ -108,7 +108,7 @@ async def test_payment_and_receipt_complete_the_order(pool: db.Pool, order: doma
     await hear(pool, sent(order))
 
     assert await state(pool, order) == ("notified", "completed", 3)
-    row, _, history = await handlers.get_saga(pool, order.saga_id)
+    row, _, history = await handlers.get_saga(pool, order.saga_id, owner=None)
     assert (row.captured, row.refunded, row.deadline_at) == (Decimal("49.99"), Decimal(0), None)
     assert saga.fold(history) == ("notified", 3, saga.facts_of(row))
     assert [found["type"] for found in sql.execute("SELECT type FROM outbox").fetchall()] == ["OrderCreated"]
@@ -168,7 +168,7 @@ async def test_other_amount_is_compensated_by_command(pool: db.Pool, order: doma
     """A capture of another amount is never accepted as payment: the payment is told to give it back."""
     await hear(pool, processed(order, amount="0.01"))
 
-    row, found, _ = await handlers.get_saga(pool, order.saga_id)
+    row, found, _ = await handlers.get_saga(pool, order.saga_id, owner=None)
     assert (row.state, found.status, row.attention, row.captured) == ("compensating", "cancelling", "amount_mismatch", Decimal("0.01"))
     commands = sql.execute("SELECT routing_key, payload FROM outbox WHERE type = 'CancelPayment'").fetchall()
     assert [command["routing_key"] for command in commands] == ["order.payment.cancel_requested"]
@@ -179,7 +179,7 @@ async def test_cancellation_mail_is_a_fact_and_moves_nothing(pool: db.Pool, orde
     """The cancellation mail is noted on the saga that ended."""
     await hear(pool, failed(order), sent(order, events.CANCELLATION))
 
-    row, _, _ = await handlers.get_saga(pool, order.saga_id)
+    row, _, _ = await handlers.get_saga(pool, order.saga_id, owner=None)
     assert row.state == "compensated"
     assert row.cancellation_sent_at is not None
     assert row.notified_at is None
@@ -225,7 +225,7 @@ async def test_concurrent_different_events_are_serialised(pool: db.Pool, order: 
 
     await asyncio.gather(*(moves.on_event(pool, states.POLICY, delivery(message)) for message in messages))
 
-    row, _, history = await handlers.get_saga(pool, order.saga_id)
+    row, _, history = await handlers.get_saga(pool, order.saga_id, owner=None)
     assert row.state == "notified"
     assert saga.fold(history) == ("notified", row.version, saga.facts_of(row))
     assert [entry.at for entry in history] == sorted(entry.at for entry in history)
@@ -271,7 +271,7 @@ async def move(conn: db.Connection, step: saga.Step) -> bool:
 async def test_write_against_an_older_version_is_fenced(pool: db.Pool, order: domain.Order, sql: Sql) -> None:
     """A write that was decided on an older row writes nothing: neither saga nor history nor order."""
     async with db.connection(pool) as conn:
-        stale = await saga_queries.saga(conn, order.saga_id)
+        stale = await saga_queries.saga(conn, order.saga_id, None)
     assert stale is not None
     await hear(pool, processed(order))
 
@@ -286,7 +286,7 @@ async def test_write_against_an_older_version_is_fenced(pool: db.Pool, order: do
 async def test_illegal_edge_cannot_be_stored(pool: db.Pool, order: domain.Order, sql: Sql) -> None:
     """A transition that is not in the table is refused by the database itself, with all that came with it."""
     async with db.connection(pool) as conn:
-        row = await saga_queries.saga(conn, order.saga_id)
+        row = await saga_queries.saga(conn, order.saga_id, None)
     assert row is not None
     legal = saga.decide(row, saga.event_of(processed(order), row.updated_at))[0]
 

@@ -73,7 +73,7 @@ async def sweep_all(pool: db.Pool) -> None:
 async def state_of(pool: db.Pool, order_id: int) -> str:
     """Read where a golden saga stands."""
     async with db.connection(pool) as conn:
-        row = await saga_queries.saga(conn, saga_of(order_id))
+        row = await saga_queries.saga(conn, saga_of(order_id), None)
     assert row is not None
     return row.state
 

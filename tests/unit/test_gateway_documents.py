@@ -5,9 +5,10 @@ import re
 import jsonschema_rs
 import msgspec
 import pytest
+from litestar.routes import HTTPRoute
 
 from sagapost_chassis import settings
-from sagapost_gateway import api, openapi, operations, pages, upstream
+from sagapost_gateway import admission, api, openapi, operations, pages, upstream
 from sagapost_gateway.settings import Settings
 
 DOCUMENT = msgspec.json.decode(openapi.encoded())
@@ -17,11 +18,26 @@ NAMESPACE = "http://www.w3.org/2000/svg"  # a name, never fetched
 def test_every_route_is_documented_and_every_documented_route_exists() -> None:
     """The OpenAPI document and the application name the same methods and paths."""
     order = upstream.Order("http://127.0.0.1:1", deadline_s=1, max_connections=1, max_waiting=1)
-    served = {(str(method), route.path_format) for route in api.routes(order).routes for method in route.methods if method != "OPTIONS"}
+    routes = api.routes(order, admission.Desk(order, env="production")).routes
+    served = {(str(method), route.path_format) for route in routes for method in route.methods if method != "OPTIONS"}
 
     documented = {(method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods if path.startswith("/api/")}
 
     assert served == documented
+
+
+def test_every_route_needs_the_scope_that_is_documented_or_says_that_it_is_public() -> None:
+    """No operation is open by oversight: each route names its scope, and the document the same one."""
+    order = upstream.Order("http://127.0.0.1:1", deadline_s=1, max_connections=1, max_waiting=1)
+    documented = {(one.method.upper(), one.path): one.scope or admission.PUBLIC for one in operations.OPERATIONS if "/api/" in one.path}
+    needed: dict[tuple[str, str], object] = {}
+    for route in api.routes(order, admission.Desk(order, env="production")).routes:
+        assert isinstance(route, HTTPRoute)
+        for handler in route.route_handlers:
+            needed |= {(str(method), route.path_format): handler.opt.get("scope") for method in handler.http_methods if method != "OPTIONS"}
+
+    assert needed == documented
+    assert {path for (_, path), scope in needed.items() if scope == admission.PUBLIC} == {"/api/products", "/api/products/{product_id}"}
 
 
 @pytest.mark.parametrize("operation", operations.OPERATIONS, ids=lambda operation: operation.name)

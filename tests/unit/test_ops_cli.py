@@ -11,7 +11,7 @@ import pytest
 from sagapost_ops import cli, state
 
 HEAVY = ("sqlalchemy", "alembic", "psycopg", "aio_pika", "aiohttp", "litestar")
-COMMANDS = ("up", "down", "status", "doctor", "logs", "test", "demo", "migrate", "topology", "saga", "outbox", "dlq", "verify")
+COMMANDS = ("up", "down", "restart", "status", "doctor", "logs", "test", "demo", "migrate", "topology", "saga", "outbox", "dlq", "verify")
 
 
 def _run(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -70,6 +70,8 @@ def test_every_command_teaches_with_an_example(name: str, capsys: pytest.Capture
     ("arguments", "code", "says"),
     [
         (("status",), 3, "nothing runs here; start it with: ./sagapost up --detach"),
+        (("restart", "--all"), 3, "nothing runs here"),
+        (("restart",), 2, "name the services to restart, or give --all"),
         (("logs",), 3, "there are no logs yet"),
         (("demo",), 3, "nothing runs here"),
         (("verify",), 3, "nothing runs here"),

@@ -39,8 +39,10 @@ def test_databases_broker_and_mail_move_to_the_next_free_port() -> None:
     variables = {unit.name: unit.environ for unit in made.units}
     assert ports["order-db"] == 5434  # 5433 is taken
     assert ports["payment-db"] == 5435  # and 5434 is the other one's now
-    assert variables["order"]["SAGAPOST_DATABASE_URL"] == "postgresql://order_user:order_password@127.0.0.1:5434/order_db"
-    assert variables["payment"]["SAGAPOST_DATABASE_URL"] == "postgresql://payment_user:payment_password@127.0.0.1:5435/payment_db"
+    assert variables["order"]["SAGAPOST_DATABASE_URL"] == "postgresql://order_service:order_service_password@127.0.0.1:5434/order_db"
+    assert (
+        variables["payment"]["SAGAPOST_DATABASE_URL"] == "postgresql://payment_service:payment_service_password@127.0.0.1:5435/payment_db"
+    )
     assert variables["email"]["SAGAPOST_SMTP_PORT"] == variables["mailbox"]["SAGAPOST_SMTP_PORT"] == "1026"
     assert all(variables[name]["SAGAPOST_AMQP_URL"].endswith("@127.0.0.1:5673/") for name in ("order", "payment", "email", "relay-order"))
 
@@ -71,7 +73,7 @@ def test_more_workers_are_more_processes_of_payment_email_and_relays() -> None:
     units = {unit.name: unit for unit in made.units}
     own = {"SAGAPOST_PORT", "SAGAPOST_METRICS_PORT"}
     assert {f"{name}{suffix}" for name in plan.SCALED for suffix in ("", "-2", "-3")} <= set(units)
-    assert units["relay-payment-3"].environ["SAGAPOST_DATABASE_URL"] == units["payment"].environ["SAGAPOST_DATABASE_URL"]
+    assert units["relay-payment-3"].environ["SAGAPOST_DATABASE_URL"] == units["relay-payment"].environ["SAGAPOST_DATABASE_URL"]
     assert units["payment-3"].arguments == units["payment"].arguments
     shared = {name: value for name, value in units["payment-3"].environ.items() if name not in own}
     assert shared == {name: value for name, value in units["payment"].environ.items() if name not in own}
@@ -85,6 +87,19 @@ def test_whatever_is_required_is_there_and_stops_later() -> None:
     stages = {unit.name: unit.stage for unit in made.units}
     assert all(stages[name] <= unit.stage for unit in made.units for name in unit.requires)
     assert stages["gateway"] > stages["order"] > stages["provider"] > stages["order-db"]
+
+
+def test_what_can_be_replaced_listens_on_every_port_of_its_own() -> None:
+    """The sockets of a service that are kept while its processes change are those of its variables; what belongs to others has none."""
+    ports = plan.choose_ports(plan.Options(workers=2), _next_free)
+
+    made = plan.make(plan.Options(workers=2), ports, Path("/home/of/stack"))
+
+    held = {unit.name: unit.listens for unit in made.units if unit.listens}
+    assert held.keys() == {"order", "gateway", *plan.SCALED, *(f"{name}-2" for name in plan.SCALED)}
+    assert held["gateway"] == (ports["gateway"], ports["page"], ports["gateway-metrics"])
+    assert held["email"] == (ports["email"], ports["email-metrics"])
+    assert len({port for several in held.values() for port in several}) == sum(len(several) for several in held.values())
 
 
 def test_delays_are_made_by_the_outside_world() -> None:

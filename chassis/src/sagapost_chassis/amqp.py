@@ -3,18 +3,19 @@
 import asyncio
 import random
 import time
-from collections.abc import Coroutine, Generator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import aio_pika
 import pamqp.commands
 import pamqp.exceptions
+import prometheus_client
 from aio_pika import abc, exceptions
 
-from sagapost_chassis import errors
+from sagapost_chassis import errors, tls
 from sagapost_contracts import envelope
 
 CONNECT_TIMEOUT_S: Final = 5
@@ -22,7 +23,10 @@ PUBLISH_TIMEOUT_S: Final = 10
 # StopAsyncIteration: what aiormq 7.2 raises when the broker hangs up during the handshake
 BROKEN: Final = (exceptions.AMQPError, pamqp.exceptions.PAMQPException, OSError, RuntimeError, TimeoutError, StopAsyncIteration)
 
+BLOCKED: Final = prometheus_client.Gauge("sagapost_broker_blocked", "1 while the broker takes no messages from this process (an alarm)")
+
 HeaderValue = str | int
+C = TypeVar("C")
 _DICE: Final = random.SystemRandom()
 
 
@@ -46,6 +50,15 @@ def with_heartbeat(url: str) -> str:
     return urlunsplit(parts._replace(query=urlencode(query)))
 
 
+def nodes(url: str) -> list[str]:
+    """Give one URL for each node that `amqp://user:password@a:5672,b:5672/` names, in random order: connections spread over them."""
+    parts = urlsplit(url)
+    account, at, hosts = parts.netloc.rpartition("@")
+    found = [urlunsplit(parts._replace(netloc=f"{account}{at}{host}")) for host in hosts.split(",")]
+    _DICE.shuffle(found)
+    return found
+
+
 @contextmanager
 def failures(sentence: str) -> Generator[None]:
     """Turn whatever the client raises in the block into BrokerUnavailableError.
@@ -61,21 +74,40 @@ def failures(sentence: str) -> Generator[None]:
             raise
         raise BrokerUnavailableError(f"{sentence}: the client gave up") from exc
     except BROKEN as exc:
-        raise BrokerUnavailableError(f"{sentence}: {type(exc).__name__}: {exc}") from exc
+        raise BrokerUnavailableError(f"{sentence}: {tls.fault(exc, 'broker') or f'{type(exc).__name__}: {exc}'}") from exc
 
 
 async def connect(url: str, name: str, *, connection_class: type[aio_pika.Connection] = aio_pika.Connection) -> abc.AbstractConnection:
     """Open a plain connection; `name` shows in the broker's management page, and `connection_class` may be lenient.Connection.
 
     Raises:
-        BrokerUnavailableError: no connection within `CONNECT_TIMEOUT_S` seconds.
+        BrokerUnavailableError: no node that `url` names answered within `CONNECT_TIMEOUT_S` seconds.
 
     """
-    with failures("no connection to the broker"):
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            return await aio_pika.connect(
-                with_heartbeat(url), client_properties={"connection_name": name}, connection_class=connection_class
-            )
+
+    async def one(node: str) -> abc.AbstractConnection:
+        return await aio_pika.connect(with_heartbeat(node), client_properties={"connection_name": name}, connection_class=connection_class)
+
+    return await first(url, one)
+
+
+async def first(url: str, connect_to: Callable[[str], Awaitable[C]]) -> C:
+    """Try the nodes of a cluster one after the other, and give the first connection.
+
+    Raises:
+        BrokerUnavailableError: none answered within `CONNECT_TIMEOUT_S` seconds.
+
+    """
+    left = nodes(url)
+    while True:
+        node = left.pop()
+        try:
+            with failures("no connection to the broker"):
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    return await connect_to(node)
+        except BrokerUnavailableError:
+            if not left:
+                raise
 
 
 async def close(connection: abc.AbstractConnection) -> None:
@@ -105,6 +137,12 @@ class Publisher:
         """Tell whether the broker can be reached."""
         await self._open()
         return True
+
+    async def flows(self) -> bool:
+        """Tell whether the broker takes what is published; under an alarm it says no to the first message, and then when it is over."""
+        blocked = await _blocked(self._connection)
+        BLOCKED.set(blocked)
+        return not blocked
 
     async def _open(self) -> abc.AbstractChannel:
         async with self._lock:

@@ -21,6 +21,7 @@ from sagapost_chassis import amqp, arrivals, errors, ladder, lenient, properties
 from sagapost_contracts import envelope, events, topology
 
 DRAIN_S: Final = 20
+WATCH_S: Final = 1
 SET_ASIDE_S: Final = 600  # well below the 30 minutes after which the broker closes a channel that does not answer
 # A message that this many deliveries went unanswered of may be one that kills its process, and is handled with nothing beside it: each
 # death counts against all that the process held, and the broker's delivery limit would make dead letters of innocent ones.
@@ -98,6 +99,10 @@ class Consumer:
         """Tell whether messages can arrive."""
         return self._consuming
 
+    async def flows(self) -> bool:
+        """Tell whether failures can be set aside: an alarm of the broker blocks who publishes, not who consumes."""
+        return await self._publisher.flows()
+
     async def run(self, stop: asyncio.Event) -> None:
         """Consume until `stop` is set, then finish what is in flight."""
         self._stop = stop
@@ -117,11 +122,18 @@ class Consumer:
                 await asyncio.wait_for(stop.wait(), amqp.backoff_s(failures))
         await self._drain()
 
+    async def _watch(self) -> None:
+        """Keep the metric of an alarm true, which nobody else looks at while nothing fails."""
+        while True:
+            await self._publisher.flows()
+            await asyncio.sleep(WATCH_S)
+
     async def _session(self, connection: abc.AbstractConnection) -> None:
         self._broken.clear()
         self._suspects.clear()
         self._alone = True  # what a dead process left stands in front of everything else
         waits: Sequence[asyncio.Future[Literal[True]]] = ()
+        watch = asyncio.create_task(self._watch())
         try:
             channel = await connection.channel(publisher_confirms=False)
             underlay = await channel.get_underlay_channel()
@@ -136,6 +148,7 @@ class Consumer:
                 await self._drain()
         finally:
             self._consuming = False
+            watch.cancel()
             for wait in waits:
                 wait.cancel()
             await amqp.close(connection)

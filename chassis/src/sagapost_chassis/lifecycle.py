@@ -8,22 +8,44 @@ from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from typing import Final
 
-import prometheus_client
 import uvicorn
 import uvloop
 from litestar import types
 
-from sagapost_chassis import settings, telemetry
+from sagapost_chassis import http_server, listeners, settings, telemetry
 
+_POLL_S: Final = 0.02
+_LINGER_POLLS: Final = 25  # half a second, in which a kept connection may still bring one more request
 GRACE_S: Final = 25  # longer than one provider call, shorter than what orchestrators grant
 
 
 class _Server(uvicorn.Server):
     """Uvicorn without its own signal handlers: the process drains as a whole."""
 
+    def __init__(self, config: uvicorn.Config, max_open: int) -> None:
+        super().__init__(config)
+        self.server_state = http_server.State(max_open)
+
     @contextmanager
     def capture_signals(self) -> Generator[None]:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let go of the port first, then of the connections: whoever is connected already gets an answer to what is on its way.
+
+        Uvicorn alone closes each connection on which it has no request at that moment, and one may just be arriving.
+        """
+        for listening in (*self.servers, *(sockets or ())):
+            listening.close()
+        self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+        for connection in tuple(self.server_state.connections):
+            cycle = getattr(connection, "cycle", None)
+            if cycle is not None and not cycle.response_complete:
+                connection.shutdown()  # after this answer: an event stream that ends takes its connection with it
+        for _ in range(_LINGER_POLLS):
+            if self.server_state.connections:
+                await asyncio.sleep(_POLL_S)
+        await super().shutdown(sockets)
 
 
 def run(service: str, common: settings.Common, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
@@ -32,8 +54,7 @@ def run(service: str, common: settings.Common, main: Callable[[asyncio.Event], A
     sentence = ""
     try:
         if common.metrics_port:
-            _bind(common.host, common.metrics_port, "METRICS_PORT").close()
-            prometheus_client.start_http_server(common.metrics_port, addr=common.host)
+            listeners.serve_metrics(_bind(common.host, common.metrics_port, "METRICS_PORT"))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_supervise(service, main))
     except* settings.CannotStartError as group:
@@ -78,21 +99,27 @@ async def _supervise(service: str, main: Callable[[asyncio.Event], Awaitable[Non
 
 def _bind(host: str, port: int, variable: str) -> socket.socket:
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048)
+        return listeners.bind(host, port)
     except OSError as exc:
         raise settings.CannotStartError(
             f"port {port} of {host} cannot be used: {os.strerror(exc.errno or 0)}; end what uses it or set {settings.PREFIX}{variable}"
         ) from exc
 
 
-async def serve(app: types.ASGIApp, host: str, port: int, stop: asyncio.Event, *, variable: str = "PORT") -> None:
+async def serve(
+    app: types.ASGIApp, host: str, port: int, stop: asyncio.Event, *, variable: str = "PORT", max_open: int = http_server.MAX_OPEN
+) -> None:
     """Serve HTTP until `stop` is set, then finish the requests under way; `variable` is the setting that moves the port.
+
+    At most `max_open` connections, fewer where the process may not open as many files.
 
     Raises:
         CannotStartError: the port is taken, or not ours to take.
 
     """
-    listener = _bind(host, port, variable)  # not left to uvicorn, which ends the process with a traceback
+    sockets = [_bind(host, port, variable)]  # not left to uvicorn, which ends the process with a traceback
+    if variable == "PORT" and (probe := listeners.probe()) is not None:
+        sockets.append(probe)
     server = _Server(
         uvicorn.Config(
             app,
@@ -105,9 +132,13 @@ async def serve(app: types.ASGIApp, host: str, port: int, stop: asyncio.Event, *
             timeout_graceful_shutdown=10,
             timeout_keep_alive=30,
             lifespan="off",
-        )
+            http=http_server.Protocol,
+            ws="none",
+            proxy_headers=False,  # whom to believe about a client's address is the gateway's business
+        ),
+        http_server.bounded(max_open),
     )
-    task = asyncio.ensure_future(server.serve([listener]))
+    task = asyncio.ensure_future(server.serve(sockets))
     watch = asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)

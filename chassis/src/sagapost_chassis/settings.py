@@ -3,12 +3,25 @@
 import re
 import sys
 from collections.abc import Mapping
-from typing import Final, NoReturn, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn, TypeVar, get_args
 
 import msgspec
 
+from sagapost_chassis import production
+
 PREFIX: Final = "SAGAPOST_"
-_CREDENTIALS: Final = re.compile(r"://[^/@\s]*@")
+FROM_FILE: Final = "_FILE"
+PRODUCTION: Final = "production"
+_CREDENTIALS: Final = re.compile(r"(?<=://)[^\s?#]*@|\b(?:password|sslpassword)\s*=\s*(?:'[^']*'|[^&\s]*)&?", re.IGNORECASE)
+_FAULTS_ONLY: Final = "SAGAPOST_CRASH"
+_RULE: Final = "rule"
+
+# What a setting holds: secrets and what contains them show nothing of it, and production refuses what its rule refuses.
+Secret = Annotated[str, msgspec.Meta(extra={_RULE: production.secret})]
+DatabaseUrl = Annotated[str, msgspec.Meta(extra={_RULE: production.database})]
+BrokerUrl = Annotated[str, msgspec.Meta(extra={_RULE: production.broker})]
+HttpsUrl = Annotated[str, msgspec.Meta(extra={_RULE: production.https})]
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -21,7 +34,19 @@ class CannotStartError(Exception):
     """Something outside keeps this process from starting; the text says what to do. lifecycle.run prints it and exits with 2."""
 
 
-class Common(msgspec.Struct, frozen=True, kw_only=True):
+class Discreet(msgspec.Struct, frozen=True, kw_only=True):
+    """A Struct whose repr hides the values of the annotations above."""
+
+    def __repr__(self) -> str:
+        """Give name and fields; a secret one as `…`."""
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Give the fields to rich, secrets hidden."""
+        return [(field.name, "…" if _RULE in _extra(field) else getattr(self, field.name)) for field in msgspec.structs.fields(self)]
+
+
+class Common(Discreet, frozen=True, kw_only=True):
     """What every process reads; ports are TCP ports, 0 turns a port off."""
 
     env: str = "development"
@@ -32,36 +57,87 @@ class Common(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse an environment that does not exist."""
-        if self.env not in {"development", "production"}:
-            raise ValueError("must be development or production")
+        if self.env not in {"development", PRODUCTION}:
+            raise ValueError("SAGAPOST_ENV must be development or production")
+
+    def weaknesses(self) -> list[str]:
+        """Name what production refuses beyond the rules of single fields; a sentence each, without any secret."""
+        return []
+
+
+def read(environ: Mapping[str, str], variable: str) -> str:
+    """Read a variable, or the file that `<variable>_FILE` names, without its last line break; empty when neither is set.
+
+    Raises:
+        SettingsError: both are set, or the file cannot be read or is empty.
+
+    """
+    text, path = environ.get(variable, ""), environ.get(variable + FROM_FILE, "")
+    if not path:
+        return text
+    if text:
+        raise SettingsError(f"{variable} and {variable}{FROM_FILE} are both set; unset one")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8 text"
+        raise SettingsError(f"{variable}{FROM_FILE}: the file {path} cannot be read: {reason}") from None
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise SettingsError(f"{variable}{FROM_FILE}: the file {path} is empty")
+    return text
 
 
 def load(cls: type[T], environ: Mapping[str, str]) -> T:
-    """Build `cls` from SAGAPOST_<FIELD> variables.
+    """Build `cls` from SAGAPOST_<FIELD> variables, or from the files that SAGAPOST_<FIELD>_FILE name.
 
     Raises:
-        SettingsError: names every missing or wrong variable at once.
+        SettingsError: names every missing or wrong variable at once, and in production every weak one.
 
     """
+    values, texts, faults = _read_fields(cls, environ)
+    made: T | None = None
+    if not faults:
+        try:
+            made = msgspec.convert(values, cls, strict=False)
+        except msgspec.ValidationError as exc:
+            faults.append(f"{PREFIX}*: {exc}")
+    if values.get("env") == PRODUCTION:
+        weak = [f"{name}: {reason}" for name, (rule, text) in texts.items() for reason in rule(text)]
+        weak += made.weaknesses() if isinstance(made, Common) else []
+        weak += [f"{_FAULTS_ONLY}: it makes a process kill itself and is for tests; unset it"] if environ.get(_FAULTS_ONLY) else []
+        faults += [f"refused in production: {sentence}" for sentence in weak]
+    if faults or made is None:
+        raise SettingsError("\n".join(faults))
+    return made
+
+
+def _read_fields(
+    cls: type[msgspec.Struct], environ: Mapping[str, str]
+) -> tuple[dict[str, object], dict[str, tuple[production.Rule, str]], list[str]]:
+    """Give the values by field, the texts that a rule is for by variable, and what is wrong."""
     values: dict[str, object] = {}
+    texts: dict[str, tuple[production.Rule, str]] = {}
     faults: list[str] = []
     for field in msgspec.structs.fields(cls):
         variable = PREFIX + field.name.upper()
-        text = environ.get(variable)
-        if text is None or text == "":
-            if field.required:
-                faults.append(f"{variable} is not set")
-            continue
         try:
-            values[field.name] = msgspec.convert(text, field.type, strict=False)
+            text = read(environ, variable)
+            if text:
+                values[field.name] = msgspec.convert(text, field.type, strict=False)
+                if rule := _extra(field).get(_RULE):
+                    texts[variable] = (rule, text)
+            elif field.required:
+                faults.append(f"{variable} is not set")
+        except SettingsError as exc:
+            faults.append(str(exc))
         except msgspec.ValidationError as exc:
             faults.append(f"{variable} is wrong: {str(exc)[:1].lower()}{str(exc)[1:]}")
-    if not faults:
-        try:
-            return msgspec.convert(values, cls, strict=False)
-        except msgspec.ValidationError as exc:
-            faults.append(f"{PREFIX}*: {exc}")
-    raise SettingsError("\n".join(faults))
+    return values, texts, faults
+
+
+def _extra(field: msgspec.structs.FieldInfo) -> dict[str, Any]:
+    return next((meta.extra for meta in get_args(field.type)[1:] if isinstance(meta, msgspec.Meta) and meta.extra), {})
 
 
 def load_or_exit(cls: type[T], environ: Mapping[str, str]) -> T:
@@ -80,4 +156,4 @@ def exit_with(sentence: str) -> NoReturn:
 
 def without_password(url: str) -> str:
     """Give a URL that may be shown."""
-    return _CREDENTIALS.sub("://", url)
+    return _CREDENTIALS.sub("", url)

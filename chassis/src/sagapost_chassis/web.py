@@ -12,6 +12,14 @@ from opentelemetry.trace import SpanKind
 from sagapost_chassis import problems, telemetry
 
 MAX_BODY_BYTES: Final = 64 * 1024
+SECURE_HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
+)
 
 
 def app(

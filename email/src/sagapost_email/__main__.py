@@ -18,6 +18,7 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
             mail_from=config.mail_from,
             size=config.smtp_connections,
             timeout_s=config.smtp_timeout_s,
+            security=config.security(),
         ) as outbound,
         amqp.Publisher(config.amqp_url, "sagapost-email-publisher") as publisher,
     ):

@@ -7,5 +7,5 @@ from sagapost_email import sender
 
 
 def app(outbound: sender.Sender, consumer: consuming.Consumer) -> types.ASGIApp:
-    """Build the application; without its mail server the process is ready but degraded: mails wait in the broker."""
-    return web.app(health.routes("email", {"rabbitmq": consumer.check}, {"smtp": outbound.check}))
+    """Build the application; ready but degraded without its mail server, and while the broker takes nothing."""
+    return web.app(health.routes("email", {"rabbitmq": consumer.check}, {"smtp": outbound.check, "rabbitmq": consumer.flows}))

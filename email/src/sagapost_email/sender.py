@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 import aiosmtplib
 
+from sagapost_chassis import privacy, settings, tls
 from sagapost_email import domain, errors
 
 # Every line is plain ASCII (servers without 8BITMIME) and headers are never folded: a folded Message-ID is another one to some readers.
@@ -42,14 +43,35 @@ def compose(request: domain.Request, content: domain.Content, *, mail_from: str,
     return message
 
 
-class Sender:
-    """At most `size` conversations with one mail server, kept open between mails; a command may take `timeout_s` seconds."""
+class Security(settings.Discreet, frozen=True, kw_only=True):
+    """How a conversation is protected; `starttls` refuses a server that does not offer it, `off` takes what there is.
 
-    def __init__(self, host: str, port: int, *, mail_from: str, size: int = 16, timeout_s: float = 30) -> None:
+    An empty `ca_file` means the system's CAs.
+    """
+
+    mode: Literal["off", "starttls", "tls"] = "off"
+    ca_file: str = ""
+    user: str = ""
+    password: settings.Secret = ""
+
+
+class Sender:
+    """At most `size` conversations with one mail server, kept open between mails; a command may take `timeout_s` seconds.
+
+    Raises:
+        settings.CannotStartError: the CA's file cannot be used.
+
+    """
+
+    def __init__(
+        self, host: str, port: int, *, mail_from: str, size: int = 16, timeout_s: float = 30, security: Security | None = None
+    ) -> None:
         self._host = host
         self._port = port
         self._mail_from = mail_from
         self._timeout_s = timeout_s
+        self._security = security or Security()
+        self._tls = None if self._security.mode == "off" else tls.context(self._security.ca_file, "SMTP_CA_FILE")
         self._slots = asyncio.Semaphore(size)
         self._idle: list[aiosmtplib.SMTP] = []
         self._answered_at = float("-inf")
@@ -98,7 +120,8 @@ class Sender:
                 self._answered_at = asyncio.get_running_loop().time()
             except (aiosmtplib.SMTPException, OSError) as exc:
                 # a greeting or EHLO that is refused says nothing about this mail: it counts as no conversation
-                raise errors.MailServerUnavailableError(f"{type(exc).__name__}: {exc}") from exc
+                untrusted = tls.fault(exc, "mail server")
+                raise errors.MailServerUnavailableError(untrusted or f"{type(exc).__name__}: {exc}") from exc
             try:
                 yield smtp
             except (errors.MailDeferredError, errors.MailRefusedError):
@@ -126,14 +149,24 @@ class Sender:
             else:
                 return smtp
         smtp = aiosmtplib.SMTP(
-            hostname=self._host, port=self._port, local_hostname=self._mail_from.rpartition("@")[2], timeout=self._timeout_s
+            hostname=self._host,
+            port=self._port,
+            local_hostname=self._mail_from.rpartition("@")[2],
+            timeout=self._timeout_s,
+            use_tls=self._security.mode == "tls",
+            start_tls=True if self._security.mode == "starttls" else None,  # None: if the server offers it
+            tls_context=self._tls,
+            username=self._security.user or None,
+            password=self._security.password or None,
         )
         await smtp.connect()
+        if self._security.mode == "tls":
+            await smtp.ehlo()  # here, as in the other modes: a refusal is not yet about any mail
         return smtp
 
 
 def _refusal(exc: aiosmtplib.SMTPResponseException) -> errors.MailDeferredError | errors.MailRefusedError:
-    text = exc.message[:300]
+    text = privacy.scrubbed(exc.message[:300])  # servers like to repeat the recipient
     if 500 <= exc.code <= 599:
         return errors.MailRefusedError(f"smtp_{exc.code}", text)
     return errors.MailDeferredError(exc.code, text)

@@ -1,21 +1,28 @@
 """What the email process reads from its environment."""
 
+from typing import Literal
+
 from sagapost_chassis import ladder, settings
-from sagapost_email import domain
+from sagapost_email import domain, sender
 
 
 class Settings(settings.Common, frozen=True, kw_only=True):
     """One field per SAGAPOST_ variable; `smtp_connections` bounds the conversations with the mail server.
 
+    `smtp_tls`: off, starttls (a server that offers none is refused) or tls from the first byte; `smtp_ca_file`: not the system's CAs.
     `retry_delays_s`: see ladder.parse.
     """
 
     port: int = 8003
-    amqp_url: str
+    amqp_url: settings.BrokerUrl
     smtp_host: str
     smtp_port: int
     smtp_connections: int = 16
     smtp_timeout_s: float = 30
+    smtp_tls: Literal["off", "starttls", "tls"] = "off"
+    smtp_ca_file: str = ""
+    smtp_user: str = ""
+    smtp_password: settings.Secret = ""
     retry_delays_s: str = ladder.DEFAULT
     mail_from: str = "no-reply@sagapost.example"
 
@@ -26,4 +33,20 @@ class Settings(settings.Common, frozen=True, kw_only=True):
             raise ValueError("MAIL_FROM must be one plain address, local@domain.tld")
         if self.smtp_connections < 1 or self.smtp_timeout_s <= 0:
             raise ValueError("SMTP_CONNECTIONS must be at least 1 and SMTP_TIMEOUT_S above 0")
+        if bool(self.smtp_user) != bool(self.smtp_password):
+            raise ValueError("SMTP_USER and SMTP_PASSWORD belong together; set both or neither")
+        if self.smtp_user and self.smtp_tls == "off":
+            raise ValueError("SMTP_PASSWORD would travel in the clear; set SMTP_TLS to starttls or tls")
         ladder.parse(self.retry_delays_s)
+
+    def weaknesses(self) -> list[str]:
+        """Name a mail server that is spoken to in the clear."""
+        if self.smtp_tls != "off":
+            return []
+        return [
+            "SAGAPOST_SMTP_TLS: mails would travel in the clear; set it to starttls or tls, with SAGAPOST_SMTP_CA_FILE for a CA of your own"
+        ]
+
+    def security(self) -> sender.Security:
+        """Give what the conversations with the mail server are secured by."""
+        return sender.Security(mode=self.smtp_tls, ca_file=self.smtp_ca_file, user=self.smtp_user, password=self.smtp_password)

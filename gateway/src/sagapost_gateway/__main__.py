@@ -17,14 +17,20 @@ def main() -> None:
 
 async def _main(config: Settings, stop: asyncio.Event) -> None:
     async with upstream.Order(
-        config.order_url, deadline_s=config.deadline_s, max_connections=config.max_connections, max_waiting=config.max_waiting
+        config.order_url,
+        deadline_s=config.deadline_s,
+        max_connections=config.max_connections,
+        max_waiting=config.max_waiting,
+        max_queued=config.max_queued,
+        failures=config.breaker_failures,
     ) as order:
-        application = app.build(order, env=config.env, mailbox_url=config.mailbox_url)
+        application = app.build(order, env=config.env, mailbox_url=config.mailbox_url, origins=config.origins())
         async with asyncio.TaskGroup() as group:
             group.create_task(order.run(stop))
             for port, variable in ((config.port, "PORT"), (config.page_port, "PAGE_PORT")):
                 if port:
-                    group.create_task(lifecycle.serve(application, config.host, port, stop, variable=variable))
+                    serving = lifecycle.serve(application, config.host, port, stop, variable=variable, max_open=config.max_open)
+                    group.create_task(serving)
 
 
 if __name__ == "__main__":

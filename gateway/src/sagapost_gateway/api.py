@@ -1,100 +1,136 @@
 """The routes under /api: check the edge's rules, make one call, pass the answer on; it decides nothing about orders."""
 
 import functools
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final
 
 import litestar
 import msgspec
-from litestar import background_tasks, exceptions, response
-from litestar.handlers import HTTPRouteHandler
+from litestar import background_tasks, connection, exceptions, response
+from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 
 from sagapost_chassis import problems, telemetry
-from sagapost_gateway import edge, errors, upstream
+from sagapost_contracts import access
+from sagapost_gateway import admission, edge, errors, gate, upstream
 
 PROBLEM_MAX_BYTES: Final = 4096
-CLIENT: Final = "demo"  # until keys tell one client from another
+RECHECK_S: Final = 14  # comments come every 15 s
+_SCOPE: Final = "scope"
+_CALLER: Final = "caller"
 ACTIONS: Final = ("retry", "compensate", "waive-notify", "mark-refunded")
 _Response = litestar.Response[bytes]
+_Connection = connection.ASGIConnection[Any, Any, Any, Any]
 
 _decode_problem: Final = msgspec.json.Decoder(dict[str, object])
 
 
-def routes(order: upstream.Order) -> litestar.Router:
-    """Give the routes of the public API that are answered by the order service."""
+def routes(order: upstream.Order, desk: admission.Desk) -> litestar.Router:
+    """Give the routes of the public API that are answered by the order service; `desk` lets calls to them pass, or not."""
     return litestar.Router(
         "/api",
-        route_handlers=[*_orders(order), *_sagas(order), *_operators(order), *_catalogue(order)],
-        guards=[edge.exact_path],
+        route_handlers=[*_orders(order), *_sagas(order, desk), *_operators(order, desk), *_catalogue(order)],
+        guards=[edge.exact_path, _admitted(desk)],
         exception_handlers={
             errors.OrderUnavailableError: _unavailable,
             errors.OrderTimeoutError: _timed_out,
             errors.TooManyError: _overloaded,
+            errors.OverloadedError: _shed,
+            errors.CircuitOpenError: _circuit_open,
         },
     )
 
 
 def _orders(order: upstream.Order) -> list[HTTPRouteHandler]:
-    @litestar.post("/checkout", status_code=202)
+    @litestar.post("/checkout", status_code=202, opt=_for(access.CHECKOUT_WRITE))
     async def checkout(request: problems.Request) -> _Response:
         received = request.scope["headers"]
         edge.require_json(received)
         key = edge.idempotency_key(received)
         headers = {**_as(request), "Content-Type": "application/json"}
-        if key:
-            headers["Idempotency-Key"] = key
+        headers |= {"Idempotency-Key": key} if key else {"Sagapost-Attempt": uuid.uuid4().hex}
         body = await edge.read_body(request)
-        return _pass_on(request, await order.call("POST", "/checkout", headers=headers, body=body))
+        return _pass_on(request, await order.call("POST", "/checkout", headers=headers, body=body, again=True))
 
-    @litestar.get("/orders/{order_id:str}")
+    @litestar.get("/orders/{order_id:str}", opt=_for(access.CHECKOUT_READ))
     async def one_order(request: problems.Request, order_id: str) -> _Response:
-        return _pass_on(request, await order.call("GET", f"/orders/{edge.number(order_id)}"))
+        return _pass_on(request, await order.call("GET", f"/orders/{edge.number(order_id)}", headers=_as(request)))
 
-    @litestar.get("/orders/{order_id:str}/status")
+    @litestar.get("/orders/{order_id:str}/status", opt=_for(access.CHECKOUT_READ))
     async def order_status(request: problems.Request, order_id: str) -> _Response:
-        return _pass_on(request, await order.call("GET", f"/orders/{edge.number(order_id)}/status"))
+        return _pass_on(request, await order.call("GET", f"/orders/{edge.number(order_id)}/status", headers=_as(request)))
 
-    @litestar.post("/orders/{order_id:str}/cancel", status_code=202)
+    @litestar.post("/orders/{order_id:str}/cancel", status_code=202, opt=_for(access.CHECKOUT_WRITE))
     async def cancel(request: problems.Request, order_id: str) -> _Response:
         await edge.read_body(request)  # nobody needs one, and none may be larger than others
-        return _pass_on(request, await order.call("POST", f"/orders/{edge.number(order_id)}/cancel", headers=_as(request)))
+        return _pass_on(request, await order.call("POST", f"/orders/{edge.number(order_id)}/cancel", headers=_as(request), again=True))
 
     return [checkout, one_order, order_status, cancel]
 
 
-def _sagas(order: upstream.Order) -> list[HTTPRouteHandler]:
-    @litestar.get("/sagas/{saga_id:str}")
+def _sagas(order: upstream.Order, desk: admission.Desk) -> list[HTTPRouteHandler]:
+    @litestar.get("/sagas/{saga_id:str}", opt=_for(access.CHECKOUT_READ))
     async def saga(request: problems.Request, saga_id: str) -> _Response:
-        path = f"/sagas/{edge.saga_id(saga_id)}"
-        wait_s = edge.wait_s(request.scope["headers"])
-        tags = edge.entity_tags(request.scope["headers"])
-        headers = {"If-None-Match": tags} if tags else {}
-        return _pass_on(request, await order.poll(path, headers=headers, wait_s=wait_s, gone=functools.partial(edge.gone, request)))
+        return await _shown(order, request, f"/sagas/{edge.saga_id(saga_id)}")
 
-    @litestar.get("/sagas/{saga_id:str}/events")
+    @litestar.get("/sagas/{saga_id:str}/events", opt=_for(access.CHECKOUT_READ))
     async def saga_events(request: problems.Request, saga_id: str) -> response.Stream | _Response:
-        path = f"/sagas/{edge.saga_id(saga_id)}/events"
-        last = edge.last_event_id(request.scope["headers"])
-        opened = await order.stream(path, headers={"Last-Event-ID": last} if last else {})
-        if isinstance(opened, upstream.Answer):
-            return _pass_on(request, opened)
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the second one for nginx, which would hold events back
-        closing = background_tasks.BackgroundTask(opened.close)  # also when the client goes before the first event
-        return response.Stream(opened.chunks(), media_type="text/event-stream", headers=headers, background=closing)
+        return await _followed(order, desk, request, f"/sagas/{edge.saga_id(saga_id)}/events", access.CHECKOUT_READ)
 
     return [saga, saga_events]
 
 
-def _operators(order: upstream.Order) -> list[HTTPRouteHandler]:
-    @litestar.get("/ops/sagas")
+def _operators(order: upstream.Order, desk: admission.Desk) -> list[HTTPRouteHandler]:
+    @litestar.get("/ops/sagas", opt=_for(access.OPS_READ))
     async def sagas(request: problems.Request) -> _Response:
         query = edge.query(request)
         return _pass_on(request, await order.call("GET", f"/sagas?{query}" if query else "/sagas", headers=_as(request)))
 
-    return [sagas, *(_action(order, name) for name in ACTIONS)]
+    @litestar.get("/ops/sagas/{saga_id:str}", opt=_for(access.OPS_READ))
+    async def saga(request: problems.Request, saga_id: str) -> _Response:
+        return await _shown(order, request, f"/ops/sagas/{edge.saga_id(saga_id)}")
+
+    @litestar.get("/ops/sagas/{saga_id:str}/events", opt=_for(access.OPS_READ))
+    async def saga_events(request: problems.Request, saga_id: str) -> response.Stream | _Response:
+        return await _followed(order, desk, request, f"/ops/sagas/{edge.saga_id(saga_id)}/events", access.OPS_READ)
+
+    return [sagas, saga, saga_events, *(_action(order, name) for name in ACTIONS)]
+
+
+async def _shown(order: upstream.Order, request: problems.Request, path: str) -> _Response:
+    wait_s = edge.wait_s(request.scope["headers"])
+    tags = edge.entity_tags(request.scope["headers"])
+    headers = {**_as(request), "If-None-Match": tags} if tags else _as(request)
+    return _pass_on(request, await order.poll(path, headers=headers, wait_s=wait_s, gone=functools.partial(edge.gone, request)))
+
+
+async def _followed(
+    order: upstream.Order, desk: admission.Desk, request: problems.Request, path: str, scope: str
+) -> response.Stream | _Response:
+    last = edge.last_event_id(request.scope["headers"])
+    opened = await order.stream(path, headers={**_as(request), "Last-Event-ID": last} if last else _as(request))
+    if isinstance(opened, upstream.Answer):
+        return _pass_on(request, opened)
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"} | _limits(request)  # nginx would hold events back
+    closing = background_tasks.BackgroundTask(opened.close)  # also when the client goes before the first event
+    chunks = while_allowed(desk, request.scope["headers"], scope, opened)
+    return response.Stream(chunks, media_type="text/event-stream", headers=headers, background=closing)
+
+
+async def while_allowed(desk: admission.Desk, headers: edge.Headers, scope: str, opened: upstream.Stream) -> AsyncGenerator[bytes]:
+    """Pass a stream on until its key is revoked; it is looked at no later than with the next comment after RECHECK_S."""
+    looked_s = time.monotonic()
+    async for chunk in opened.chunks():
+        yield chunk
+        if time.monotonic() - looked_s >= RECHECK_S:
+            looked_s = time.monotonic()
+            if not await desk.still_allows(headers, scope):
+                opened.close()
 
 
 def _action(order: upstream.Order, name: str) -> HTTPRouteHandler:
-    @litestar.post(f"/ops/sagas/{{saga_id:str}}/{name}", status_code=202)
+    @litestar.post(f"/ops/sagas/{{saga_id:str}}/{name}", status_code=202, opt=_for(access.OPS_WRITE))
     async def act(request: problems.Request, saga_id: str) -> _Response:
         path = f"/sagas/{edge.saga_id(saga_id)}/{name}"
         received = request.scope["headers"]
@@ -108,31 +144,55 @@ def _action(order: upstream.Order, name: str) -> HTTPRouteHandler:
 
 
 def _catalogue(order: upstream.Order) -> list[HTTPRouteHandler]:
-    @litestar.get("/products")
+    @litestar.get("/products", opt=_for(admission.PUBLIC))
     async def products(request: problems.Request) -> _Response:
         return _pass_on(request, await order.call("GET", "/products"))
 
-    @litestar.get("/products/{product_id:str}")
+    @litestar.get("/products/{product_id:str}", opt=_for(admission.PUBLIC))
     async def product(request: problems.Request, product_id: str) -> _Response:
         return _pass_on(request, await order.call("GET", f"/products/{edge.number(product_id)}"))
 
     return [products, product]
 
 
-def _as(_: problems.Request) -> dict[str, str]:
+def _for(scope: str) -> dict[str, Any]:
+    """Say which scope a route needs, or that it is public; one that says nothing is closed to everybody."""
+    return {_SCOPE: scope}
+
+
+def _admitted(desk: admission.Desk) -> Callable[[_Connection, BaseRouteHandler], Awaitable[None]]:
+    """Make the guard that lets a call pass if its key has the route's scope and its client has not made too many."""
+
+    async def guard(call: _Connection, handler: BaseRouteHandler) -> None:
+        # the framework answers OPTIONS itself: which methods there are is in the public document too
+        scope = admission.PUBLIC if call.scope.get("method") == "OPTIONS" else handler.opt[_SCOPE]
+        if scope != admission.PUBLIC:
+            call.state[_CALLER] = await desk.admit(call.scope["headers"], scope)
+
+    return guard  # not a partial: litestar copies those, and what they hold
+
+
+def _limits(request: problems.Request) -> dict[str, str]:
+    caller: admission.Caller | None = request.state.get(_CALLER)
+    return caller.headers if caller else {}
+
+
+def _as(request: problems.Request) -> dict[str, str]:
     """Tell the order service whose request this is; a client's own header of this name goes no further than here."""
-    return {"Sagapost-Client": CLIENT}
+    caller: admission.Caller = request.state[_CALLER]
+    return {"Sagapost-Client": caller.client}
 
 
 def _pass_on(request: problems.Request, answer: upstream.Answer) -> _Response:
+    headers = answer.headers | _limits(request)
     if answer.status < 300 or answer.status == 304:
-        return litestar.Response(answer.body, status_code=answer.status, media_type=answer.content_type, headers=answer.headers)
+        return litestar.Response(answer.body, status_code=answer.status, media_type=answer.content_type, headers=headers)
     if answer.status < 400:
         raise errors.OrderUnavailableError(f"the order service answered {answer.status}")
     if not answer.content_type.startswith(problems.MEDIA_TYPE):
-        raise exceptions.HTTPException(status_code=answer.status, headers=answer.headers)
+        raise exceptions.HTTPException(status_code=answer.status, headers=headers)
     body = _restated(answer.body, request.url.path)
-    return litestar.Response(body, status_code=answer.status, media_type=problems.MEDIA_TYPE, headers=answer.headers)
+    return litestar.Response(body, status_code=answer.status, media_type=problems.MEDIA_TYPE, headers=headers)
 
 
 def _restated(body: bytes, path: str) -> bytes:
@@ -165,6 +225,15 @@ def _overloaded(request: problems.Request, exc: errors.TooManyError) -> litestar
     telemetry.log.warning("upstream.overloaded", reason=str(exc))
     detail = "Too many are waiting for news of their orders. Ask for the saga itself, now and then, or try again later."
     return problems.answer(request, 503, "overloaded", "Too many are waiting", detail, headers={"Retry-After": "5"})
+
+
+def _shed(request: problems.Request, _: errors.OverloadedError) -> litestar.Response[Any]:
+    return problems.answer(request, 503, "overloaded", gate.TITLE, gate.DETAIL, headers={"Retry-After": "1"})
+
+
+def _circuit_open(request: problems.Request, _: errors.CircuitOpenError) -> litestar.Response[Any]:
+    title = "The order service is given time to recover"
+    return problems.answer(request, 503, "circuit-open", title, gate.DETAIL, headers={"Retry-After": "1"})
 
 
 def _advice(request: problems.Request) -> str:

@@ -1,39 +1,41 @@
 """The gateway's ASGI application: API, health, documents and pages behind one layer that every answer passes."""
 
+from collections.abc import Callable, Collection
 from typing import Final
 
 import litestar
+import msgspec
 from litestar import datastructures, enums, handlers, types
 
-from sagapost_chassis import health, web
-from sagapost_gateway import api, openapi, pages, upstream
+from sagapost_chassis import health, ids, problems, web
+from sagapost_gateway import admission, api, cors, gate, openapi, pages, upstream
 
-_SECURE: Final = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-)
 _UNLESS_SET: Final = (
     (b"cache-control", b"no-store"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"content-security-policy", b"default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
 )
+# A browser takes note of it over HTTPS only. Not for subdomains: they are not this service's to speak for.
+_HTTPS_ONLY: Final = (b"strict-transport-security", b"max-age=31536000")
 
 
-def build(order: upstream.Order, *, env: str, mailbox_url: str) -> types.ASGIApp:
-    """Put the application together around the order service's client."""
-    return fronted(
+def build(order: upstream.Order, *, env: str, mailbox_url: str, origins: Collection[str] = ()) -> types.ASGIApp:
+    """Put the application together around the order service's client; pages of `origins` may use it from browsers."""
+    secure = (*web.SECURE_HEADERS, _HTTPS_ONLY) if env == "production" else web.SECURE_HEADERS
+    routed = fronted(
         web.app(
             [
-                api.routes(order),
+                api.routes(order, admission.Desk(order, env=env)),
                 *health.routes("gateway", {"order": order.alive}),
                 *pages.routes(env=env, mailbox_url=mailbox_url),
-                _document(),
+                _document(env),
             ]
         )
     )
+    return secured(cors.allowing(shedding(routed, order.busy), origins), secure)
 
 
-def _document() -> handlers.HTTPRouteHandler:
-    body = openapi.encoded()
+def _document(env: str) -> handlers.HTTPRouteHandler:
+    body = openapi.encoded(env)
 
     @litestar.get("/schema/openapi.json", sync_to_thread=False)
     def document() -> litestar.Response[bytes]:
@@ -42,27 +44,65 @@ def _document() -> handlers.HTTPRouteHandler:
     return document
 
 
+def secured(inner: types.ASGIApp, headers: Collection[tuple[bytes, bytes]]) -> types.ASGIApp:
+    """Add the security headers to every answer, whoever makes it."""
+
+    async def outer(scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
+        async def told(message: types.Message) -> None:
+            if message["type"] == "http.response.start":
+                given = list(message["headers"])
+                present = {name for name, _ in given}
+                message["headers"] = [*given, *headers, *(pair for pair in _UNLESS_SET if pair[0] not in present)]
+            await send(message)
+
+        await inner(scope, receive, told)
+
+    return outer
+
+
+def shedding(inner: types.ASGIApp, busy: Callable[[], bool]) -> types.ASGIApp:
+    """Refuse calls of the API while `busy`, before anything else is done for them: what is refused must cost next to nothing."""
+
+    async def outer(scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
+        if scope["type"] != enums.ScopeType.HTTP or not busy() or not scope["path"].startswith("/api/"):
+            await inner(scope, receive, send)
+            return
+        gate.SHED.labels("door").inc()
+        problem = problems.Problem(
+            type="/problems/overloaded",
+            title=gate.TITLE,
+            status=503,
+            detail=gate.DETAIL,
+            instance=scope["path"][:200],
+            trace_id=ids.uuid7().hex,
+        )
+        body = msgspec.json.encode(problem)
+        headers = [
+            (b"content-type", problems.MEDIA_TYPE.encode()),
+            (b"content-length", str(len(body)).encode()),
+            (b"retry-after", b"1"),
+        ]
+        await send({"type": "http.response.start", "status": 503, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body, "more_body": False})
+
+    return outer
+
+
 def fronted(inner: types.ASGIApp) -> types.ASGIApp:
-    """Choose between page and health at `/`, answer HEAD as GET without its body, and add the security headers."""
+    """Choose between page and health at `/`, and answer HEAD as GET without its body."""
 
     async def outer(scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
         if scope["type"] != enums.ScopeType.HTTP:
             await inner(scope, receive, send)
             return
 
-        async def secured(message: types.Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = list(message["headers"])
-                present = {name for name, _ in headers}
-                headers.extend(_SECURE)
-                headers.extend(pair for pair in _UNLESS_SET if pair[0] not in present)
-                if scope["path"] == "/":
-                    headers.append((b"vary", b"Accept"))
-                message["headers"] = headers
+        async def varied(message: types.Message) -> None:
+            if message["type"] == "http.response.start" and scope["path"] == "/":
+                message["headers"] = [*message["headers"], (b"vary", b"Accept")]
             await told(message)
 
         told = _bodiless(send) if scope["method"] == "HEAD" else send
-        await inner(_routed(scope), receive, secured)
+        await inner(_routed(scope), receive, varied)
 
     return outer
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from litestar import connection, handlers
 
 from sagapost_chassis import problems, web
+from sagapost_contracts import access
 from sagapost_gateway import errors
 
 BODY_TIMEOUT_S: Final = 10.0
@@ -22,6 +23,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 _JSON: Final = re.compile(rb'\Aapplication/json(?:[ \t]*;[ \t]*charset=(?:utf-8|"utf-8"))?\Z', re.IGNORECASE)
 # Visible ASCII without the quote, the backslash and the comma: a comma is what a proxy joins repeated headers with.
 _KEY: Final = re.compile(rb'\A("?)([!#-+\x2d-\x5b\x5d-~]{1,255})\1\Z')
+_BEARER: Final = re.compile(rb"\Abearer +([!-~]{1,200})\Z", re.IGNORECASE)
 _NUMBER: Final = re.compile(r"\A[1-9][0-9]{0,18}\Z", re.ASCII)
 _UUID: Final = re.compile(r"\A[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _SEQ: Final = re.compile(rb"\A[0-9]{1,9}\Z")
@@ -63,6 +65,24 @@ def idempotency_key(headers: Headers) -> str | None:
         detail = "Send one Idempotency-Key of 1 to 255 visible ASCII characters, bare or in double quotes, without commas."
         raise errors.KeyInvalidError(detail)
     return found.group(2).decode("ascii")
+
+
+def key_digest(headers: Headers, env: str) -> str | None:
+    """Give the SHA-256 of the API key in hexadecimal; None when there is no Authorization header.
+
+    Raises:
+        UnauthorizedError: repeated, another scheme, no key of ours, or one of another environment.
+
+    """
+    given = values(headers, b"authorization")
+    if not given:
+        return None
+    found = _BEARER.match(given[0]) if len(given) == 1 else None
+    key = found.group(1).decode("ascii") if found else ""
+    if access.env_of(key) == env:
+        return access.digest(key).hex()
+    detail = "Send one API key, as Authorization: Bearer sp_…" if access.env_of(key) is None else f"This key is not for {env}."
+    raise errors.UnauthorizedError(detail, headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
 
 
 async def read_body(request: problems.Request, limit_bytes: int = web.MAX_BODY_BYTES, timeout_s: float = BODY_TIMEOUT_S) -> bytes:

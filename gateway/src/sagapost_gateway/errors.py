@@ -4,12 +4,18 @@ FailureError
 ├── DomainError
 │   ├── KeyInvalidError        400 idempotency-key-invalid
 │   ├── BodyCutError           400 malformed-request
+│   ├── UnauthorizedError      401 unauthorized
+│   ├── ScopeError             403 insufficient-scope
 │   ├── NothingHereError       404 not-found
 │   ├── BodySlowError          408 request-timeout
 │   ├── BodyTooLargeError      413 payload-too-large
-│   └── MediaTypeError         415 unsupported-media-type
+│   ├── MediaTypeError         415 unsupported-media-type
+│   └── LimitedError           429 rate-limited
 └── TransientError
     ├── OrderUnavailableError  503 order-service-unavailable
+    │   └── OrderBrokenError       the connection broke before an answer
+    ├── CircuitOpenError       503 circuit-open
+    ├── OverloadedError        503 overloaded
     ├── TooManyError           503 overloaded
     └── OrderTimeoutError      504 upstream-timeout
 """
@@ -29,6 +35,22 @@ class BodyCutError(errors.DomainError):
     """The connection ended inside the body; nobody is left to read the answer."""
 
     title = "The request cannot be read"
+
+
+class UnauthorizedError(errors.DomainError):
+    """There is no key, or one that cannot be used."""
+
+    slug = "unauthorized"
+    title = "Credentials are missing or wrong"
+    status = 401
+
+
+class ScopeError(errors.DomainError):
+    """The key is good, but not for this."""
+
+    slug = "insufficient-scope"
+    title = "These credentials do not allow this"
+    status = 403
 
 
 class NothingHereError(errors.DomainError):
@@ -63,8 +85,32 @@ class MediaTypeError(errors.DomainError):
     status = 415
 
 
+class LimitedError(errors.DomainError):
+    """The client has made as many calls as it may."""
+
+    slug = "rate-limited"
+    title = "Too many calls"
+    status = 429
+
+
 class OrderUnavailableError(errors.TransientError):
     """The order service refused the connection, dropped it or failed."""
+
+
+class OrderBrokenError(OrderUnavailableError):
+    """The connection broke before the answer was whole; `sent` unless it could not even be opened."""
+
+    def __init__(self, detail: str, *, sent: bool) -> None:
+        super().__init__(detail)
+        self.sent = sent
+
+
+class CircuitOpenError(errors.TransientError):
+    """The order service has failed so often that it is left alone until it is ready; nothing was sent."""
+
+
+class OverloadedError(errors.TransientError):
+    """More calls are under way than the order service can answer in good time; nothing was sent."""
 
 
 class TooManyError(errors.TransientError):

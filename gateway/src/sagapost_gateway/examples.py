@@ -14,6 +14,10 @@ _TITLES: Final = {
         "The Idempotency-Key header cannot be used",
         "Send one Idempotency-Key of 1 to 255 visible ASCII characters, bare or in double quotes, without commas.",
     ),
+    "unauthorized": ("Credentials are missing or wrong", "Nobody has this key, or it was revoked."),
+    "insufficient-scope": ("These credentials do not allow this", "This key does not have the scope ops:write."),
+    "rate-limited": ("Too many calls", "This client may make 50 calls a second, and 100 at once. Try again in 1 s."),
+    "circuit-open": ("The order service is given time to recover", "Nothing was done. Try again in a second."),
     "not-found": ("There is nothing here", "There is nothing with this identifier."),
     "idempotency-in-progress": (
         "The first request with this key is still running",
@@ -28,10 +32,7 @@ _TITLES: Final = {
         "A saga that is notified has no use for this action; the history says that it was tried.",
     ),
     "version-mismatch": ("The saga has another version", "The saga has version 4, not 3: look again before you act."),
-    "overloaded": (
-        "Too many are waiting",
-        "Too many are waiting for news of their orders. Ask for the saga itself, now and then, or try again later.",
-    ),
+    "overloaded": ("Too much is being asked at once", "Nothing was done. Try again in a second."),
     "request-timeout": ("The body took too long", "Send the whole body within 10 seconds."),
     "payload-too-large": ("The body is too large", "A body may have at most 65536 bytes."),
     "unsupported-media-type": (
@@ -117,22 +118,14 @@ SAGA: Final = {
     "history": SAGA_HISTORY,
     "trace_id": _TRACE_ID,
 }
-EVENTS: Final = """id: 1
-event: transition
-data: {"seq":1,"from":"none","to":"created","event":"OrderCreated","at":"2026-11-22T10:41:07.412Z","outcome":"applied","source":"http"}
-
-id: 2
-event: transition
-data: {"seq":2,"from":"created","to":"paid","event":"PaymentProcessed","at":"2026-11-22T10:41:08.447Z","outcome":"applied","source":"event"}
-
-id: 3
-event: transition
-data: {"seq":3,"from":"paid","to":"notified","event":"EmailSent","at":"2026-11-22T10:41:10.502Z","outcome":"applied","source":"event"}
-
-event: end
-data: {"state":"notified"}
-
-"""
+EVENT: Final = {
+    "id": "2",
+    "event": "transition",
+    "data": (
+        '{"seq":2,"from":"created","to":"paid","event":"PaymentProcessed","at":"2026-11-22T10:41:08.447Z",'
+        '"outcome":"applied","source":"event"}'
+    ),
+}
 ACTION: Final = {"reason": "the mail server is back, ticket 4711"}
 REFUND_ACTION: Final = {"reason": "the provider refused, the bank paid", "reference": "wire 2026-11-22/17"}
 OPERATED: Final = {

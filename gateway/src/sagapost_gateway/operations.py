@@ -4,13 +4,15 @@ from typing import Final
 
 import msgspec
 
+from sagapost_contracts import access
 from sagapost_gateway import examples, schemas
 
 Json = dict[str, object]
 
 EVENT_STREAM: Final = "text/event-stream"
 NUMBER: Final[Json] = {"type": "integer", "minimum": 1, "maximum": 2**63 - 1}
-_UPSTREAM: Final = ("order-service-unavailable", "upstream-timeout")
+_UPSTREAM: Final = ("order-service-unavailable", "circuit-open", "overloaded", "upstream-timeout")
+PUBLIC: Final = ""
 _BODY: Final = ("malformed-request", "request-timeout", "payload-too-large", "unsupported-media-type", "validation-failed")
 
 
@@ -26,7 +28,7 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """One method of one path; `errors` are the slugs of its problems, `settled` the example of a 200 beside the usual answer."""
+    """One method of one path; `errors` are the slugs of its problems beside those of its scope, `settled` the example of another 200."""
 
     method: str
     path: str
@@ -46,6 +48,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     body_example: object = None
     settled: object = None
     unready: bool = False
+    scope: str = PUBLIC
 
 
 _SAGA_ID: Final = Parameter(
@@ -64,10 +67,10 @@ _KEY: Final = Parameter(
     name="Idempotency-Key",
     place="header",
     description=(
-        "Names this attempt, bare or in double quotes. Repeated with the same body, it gets the first answer again, for 7 days, "
-        "and no second order; an answer that began no order is not kept."
+        "Names this attempt, bare or in double quotes: make it when the checkout page opens, not when the button is pressed. Repeated "
+        "with the same body, it gets the first answer again, for 7 days, and no second order; an answer that began no order is not kept."
     ),
-    schema={"type": "string", "pattern": '^"?[!#-+\\--\\[\\]-~]{1,255}"?$'},
+    schema={"type": "string", "pattern": '^([!#-+\\--\\[\\]-~]{1,255}|"[!#-+\\--\\[\\]-~]{1,255}")$'},
     example="8e03978e-40d5-43e8-bc93-6894a57f9324",
 )
 IF_NONE_MATCH: Final = Parameter(
@@ -98,7 +101,7 @@ _IF_MATCH: Final = Parameter(
     example='"3"',
     required=True,
 )
-_FLAG: Final[Json] = {"type": "string", "enum": ["true", "false"]}
+_FLAG: Final[Json] = {"type": "string", "enum": ["true", "false", "1", "0", ""]}
 _FILTERS: Final = (
     Parameter(
         name="state",
@@ -125,6 +128,7 @@ def _action(name: str, summary: str, description: str, *, body: object, example:
         method="post",
         path=f"/api/ops/sagas/{{saga_id}}/{name}",
         name=name.replace("-", "_"),
+        scope=access.OPS_WRITE,
         tag="Operators",
         summary=summary,
         description=f"{description} The reason and who gave it stay in the saga's history.",
@@ -145,6 +149,7 @@ OPERATIONS: Final = (
         method="post",
         path="/api/checkout",
         name="checkout",
+        scope=access.CHECKOUT_WRITE,
         tag="Checkout",
         summary="Buy a cart",
         description=(
@@ -169,6 +174,7 @@ OPERATIONS: Final = (
         method="get",
         path="/api/sagas/{saga_id}",
         name="saga",
+        scope=access.CHECKOUT_READ,
         tag="Checkout",
         summary="Watch an order's saga",
         description=(
@@ -185,6 +191,7 @@ OPERATIONS: Final = (
         method="get",
         path="/api/sagas/{saga_id}/events",
         name="saga_events",
+        scope=access.CHECKOUT_READ,
         tag="Checkout",
         summary="Follow an order's saga",
         description=(
@@ -194,15 +201,16 @@ OPERATIONS: Final = (
         ),
         told="The history so far, then each change as it happens.",
         media_type=EVENT_STREAM,
-        answer=str,
-        example=examples.EVENTS,
-        errors=("not-found", "overloaded", *_UPSTREAM),
+        answer=schemas.Event,
+        example=examples.EVENT,
+        errors=("not-found", *_UPSTREAM),
         parameters=(_SAGA_ID, _LAST_EVENT_ID),
     ),
     Operation(
         method="get",
         path="/api/orders/{order_id}",
         name="order",
+        scope=access.CHECKOUT_READ,
         tag="Orders",
         summary="Read an order",
         description="The order with its lines, as it is now.",
@@ -215,6 +223,7 @@ OPERATIONS: Final = (
         method="get",
         path="/api/orders/{order_id}/status",
         name="order_status",
+        scope=access.CHECKOUT_READ,
         tag="Orders",
         summary="Read an order's status",
         description="The short answer, for polling.",
@@ -227,6 +236,7 @@ OPERATIONS: Final = (
         method="post",
         path="/api/orders/{order_id}/cancel",
         name="cancel",
+        scope=access.CHECKOUT_WRITE,
         tag="Orders",
         summary="Cancel an order",
         description=(
@@ -269,6 +279,7 @@ OPERATIONS: Final = (
         method="get",
         path="/api/ops/sagas",
         name="sagas",
+        scope=access.OPS_READ,
         tag="Operators",
         summary="List the sagas",
         description="The newest order first. Filters narrow it down together; `next_cursor` is the next page's `cursor`.",
@@ -276,6 +287,35 @@ OPERATIONS: Final = (
         example=examples.SAGAS,
         errors=("validation-failed", *_UPSTREAM),
         parameters=_FILTERS,
+    ),
+    Operation(
+        method="get",
+        path="/api/ops/sagas/{saga_id}",
+        name="any_saga",
+        scope=access.OPS_READ,
+        tag="Operators",
+        summary="Watch anybody's saga",
+        description="As `/api/sagas/{saga_id}`, whosever the order is.",
+        answer=schemas.Saga,
+        example=examples.SAGA,
+        headers=("ETag", "Preference-Applied"),
+        errors=("not-found", *_UPSTREAM),
+        parameters=(_SAGA_ID, IF_NONE_MATCH, _PREFER),
+    ),
+    Operation(
+        method="get",
+        path="/api/ops/sagas/{saga_id}/events",
+        name="any_saga_events",
+        scope=access.OPS_READ,
+        tag="Operators",
+        summary="Follow anybody's saga",
+        description="As `/api/sagas/{saga_id}/events`, whosever the order is.",
+        told="The history so far, then each change as it happens.",
+        media_type=EVENT_STREAM,
+        answer=schemas.Event,
+        example=examples.EVENT,
+        errors=("not-found", *_UPSTREAM),
+        parameters=(_SAGA_ID, _LAST_EVENT_ID),
     ),
     _action(
         "retry",

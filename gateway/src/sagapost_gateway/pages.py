@@ -1,4 +1,4 @@
-"""The two pages for people, shop and documentation, each one self-contained document; it fetches and decides nothing."""
+"""The pages for people, shop, documentation and problem types, each one self-contained document; it fetches and decides nothing."""
 
 import base64
 import hashlib
@@ -8,10 +8,14 @@ from typing import Final
 
 import litestar
 import msgspec
-from litestar import handlers
+from litestar import datastructures, handlers
+
+from sagapost_chassis import problems, web
+from sagapost_gateway import errors, problem_types
 
 SHOP_PATH: Final = "/shop"
 _PACKAGE: Final = "sagapost_gateway"
+_KEPT: Final = {"Cache-Control": "no-cache", "Vary": "Accept"}
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +49,29 @@ def assemble(name: str, facts: dict[str, str]) -> Page:
     return Page(body=text.encode(), policy=policy)
 
 
+def explain(slug: str) -> Page:
+    """Put the page of one problem type together."""
+    kind = problem_types.KINDS[slug]
+    facts = {"slug": slug, "status": str(kind.status), "title": kind.title, "meaning": kind.meaning, "remedy": kind.remedy}
+    return _plain("problem", {name: html.escape(value) for name, value in facts.items()})
+
+
+def listed() -> Page:
+    """Put the list of all problem types together."""
+    lines = [f'    <li><a href="/problems/{slug}">{kind.status} {slug}</a></li>' for slug, kind in problem_types.KINDS.items()]
+    return _plain("problems", {"list": "\n".join(lines)})
+
+
+def _plain(name: str, facts: dict[str, str]) -> Page:
+    folder = resources.files(_PACKAGE) / "static"
+    style = (folder / "base.css").read_text("utf-8") + (folder / "problem.css").read_text("utf-8")
+    text = (folder / f"{name}.html").read_text("utf-8")
+    for fact, value in {**facts, "style": style}.items():
+        text = text.replace("{{" + fact + "}}", value)
+    policy = f"default-src 'none'; style-src '{_digest(style)}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    return Page(body=text.encode(), policy=policy)
+
+
 def _digest(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
@@ -62,9 +89,31 @@ def routes(*, env: str, mailbox_url: str) -> list[handlers.HTTPRouteHandler]:
     def docs_page() -> litestar.Response[bytes]:
         return _answer(documentation)
 
-    return [shop_page, docs_page]
+    return [shop_page, docs_page, *_problems()]
 
 
-def _answer(page: Page) -> litestar.Response[bytes]:
-    headers = {"Content-Security-Policy": page.policy, "Cache-Control": "no-cache"}
+def _problems() -> list[handlers.HTTPRouteHandler]:
+    every = listed()
+    one = {slug: explain(slug) for slug in problem_types.KINDS}
+
+    @litestar.get("/problems", sync_to_thread=False)
+    def all_problems(request: problems.Request) -> litestar.Response[bytes]:
+        return web.json(problem_types.KINDS, headers=_KEPT) if _wants_json(request) else _answer(every, _KEPT)
+
+    @litestar.get("/problems/{slug:str}", sync_to_thread=False)
+    def one_problem(request: problems.Request, slug: str) -> litestar.Response[bytes]:
+        if slug not in one:
+            raise errors.NothingHereError("There is no problem type of this name.")
+        return web.json(problem_types.KINDS[slug], headers=_KEPT) if _wants_json(request) else _answer(one[slug], _KEPT)
+
+    return [all_problems, one_problem]
+
+
+def _wants_json(request: problems.Request) -> bool:
+    accepted = request.headers.get("accept", "")
+    return bool(accepted) and datastructures.Accept(accepted).best_match(["text/html", "application/json"]) == "application/json"
+
+
+def _answer(page: Page, kept: dict[str, str] | None = None) -> litestar.Response[bytes]:
+    headers = {"Content-Security-Policy": page.policy, "Cache-Control": "no-cache", **(kept or {})}
     return litestar.Response(page.body, media_type="text/html", headers=headers)

@@ -7,7 +7,8 @@ from msgspec import Meta
 
 _MONEY: Final = r"^(0|[1-9][0-9]{0,9})(\.[0-9]{1,2})?$"
 _PRICE: Final = r"^([1-9][0-9]{0,9}(\.[0-9]{1,2})?|0\.(0[1-9]|[1-9][0-9]?))$"  # as _MONEY, but not nothing
-_LINE: Final = r"^[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*$"
+_BREAKS: Final = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
+_LINE: Final = rf"^[^{_BREAKS}]*[^\s\ufeff{_BREAKS}][^{_BREAKS}]*$"
 _UUID: Final = "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 
 Identifier = Annotated[int, Meta(ge=1, le=2**63 - 1)]
@@ -92,6 +93,15 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     status: OrderStatus
     saga_id: SagaId
     saga_state: SagaState
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of a saga's stream, in the words of server-sent events."""
+
+    event: Literal["transition", "end"]
+    data: Annotated[str, Meta(description="JSON: for `transition` the row of the history, for `end` the saga's last state.")]
+    id: Annotated[str | None, Meta(description="The row's `seq`, for Last-Event-ID.")] = None
+    retry: Annotated[int | None, Meta(description="After how many milliseconds to come again when the stream breaks.")] = None
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,21 +6,28 @@ from typing import Final
 from sagapost_chassis import settings
 
 _ORIGIN: Final = re.compile(r"\Ahttps?://[^/?#@\s]+/?\Z")
+_SITE: Final = re.compile(r"\Ahttps?://[a-z0-9.-]+(?::[0-9]{1,5})?\Z")
 _LINK: Final = re.compile(r"\Ahttps?://[^\s\"'<>]+\Z")
 
 
 class Settings(settings.Common, frozen=True, kw_only=True):
     """`page_port` 0 means no second port; `deadline_s` bounds one call to the order service; `mailbox_url` is a link on the page.
 
-    `max_connections` to the order service serve calls, `max_waiting` others serve those who wait for news of an order.
+    `max_connections` to the order service serve calls, `max_waiting` others serve those who wait for news of an order; `max_queued`
+    calls wait shortly for one. `breaker_failures` in a row open the breaker. `max_open` connections may clients hold on each port.
+    `cors_origins` names, separated by spaces or commas, the sites whose pages may use the API.
     """
 
     port: int = 9000
     page_port: int = 3000
     order_url: str = "http://127.0.0.1:8001"
     deadline_s: float = 5.0
-    max_connections: int = 200
+    max_connections: int = 64
     max_waiting: int = 500
+    max_queued: int = 64
+    breaker_failures: int = 5
+    max_open: int = 4096
+    cors_origins: str = ""
     mailbox_url: str = ""
 
     def __post_init__(self) -> None:
@@ -36,3 +43,13 @@ class Settings(settings.Common, frozen=True, kw_only=True):
             raise ValueError("SAGAPOST_MAX_CONNECTIONS must be at least 1")
         if self.max_waiting < 1:
             raise ValueError("SAGAPOST_MAX_WAITING must be at least 1")
+        for name in ("max_queued", "breaker_failures", "max_open"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"SAGAPOST_{name.upper()} must be at least 1")
+        for origin in self.origins():
+            if not _SITE.match(origin):
+                raise ValueError("SAGAPOST_CORS_ORIGINS must name origins like https://shop.example, without a path, and not *")
+
+    def origins(self) -> tuple[str, ...]:
+        """Give the sites whose pages may use the API."""
+        return tuple(self.cors_origins.replace(",", " ").split())

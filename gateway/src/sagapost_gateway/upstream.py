@@ -1,8 +1,9 @@
-"""The order service as the gateway sees it: pooled HTTP clients, one call, no retry, and two ways to fail."""
+"""The order service as the gateway sees it: pooled HTTP clients behind a breaker and a gate; it must not know what a call means."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Coroutine
+import random
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Final, Self
 
@@ -11,16 +12,21 @@ import msgspec
 import prometheus_client
 
 from sagapost_chassis import telemetry
-from sagapost_gateway import errors
+from sagapost_gateway import breaker, errors, gate
 
 _KEPT: Final = ("Location", "Retry-After", "ETag", "Idempotent-Replayed", "Preference-Applied")
 # Shorter than the 30 s after which uvicorn closes an idle connection, so that a POST does not meet a closing one.
 _IDLE_S: Final = 15
-_HEALTH_S: Final = 1.5
+_HEALTH_S: Final = 1.0
+_PAUSE_S: Final = (0.05, 0.2)  # between two attempts
+_IN_PROGRESS: Final = b"/problems/idempotency-in-progress"
 _SILENCE_S: Final = 30  # twice as long as the order service lets a stream be silent
 _EVENTS: Final = "text/event-stream"
 
+_dice: Final = random.SystemRandom()
+
 WAITING: Final = prometheus_client.Gauge("sagapost_gateway_waiting", "Requests and streams that wait for a saga to move")
+REPEATED: Final = prometheus_client.Counter("sagapost_gateway_repeated", "Calls to the order service made again after a broken connection")
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,10 +70,20 @@ class Order:
     """The pooled clients; they live as long as the process. `deadline_s` covers waiting for a connection, sending and reading.
 
     Whoever waits for a saga holds a connection for long, so those who do have connections of their own, `max_waiting` of
-    them: however many wait, a checkout finds one of its `max_connections`.
+    them: however many wait, a checkout finds one of its `max_connections`. Beyond those, `max_queued` calls wait for their turn, very
+    shortly. After `failures` in a row nothing is called until the order service says that it is ready.
     """
 
-    def __init__(self, url: str, *, deadline_s: float, max_connections: int, max_waiting: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        deadline_s: float,
+        max_connections: int,
+        max_waiting: int,
+        max_queued: int = 64,
+        failures: int = breaker.FAILURES,
+    ) -> None:
         self._url = url.rstrip("/")
         self._deadline_s = deadline_s
         self._max_connections = max_connections
@@ -77,6 +93,8 @@ class Order:
         self._streams: set[Stream] = set()
         self._asking = 0
         self._ending = asyncio.Event()
+        self._gate = gate.Gate(max_connections, max_queued)
+        self._breaker = breaker.Breaker(failures)
 
     async def __aenter__(self) -> Self:
         self._session = _session(self._max_connections)
@@ -89,24 +107,37 @@ class Order:
                 await session.close()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """When `stop` is set, let nobody wait any longer: streams end, and who waits for a change gets what there is."""
-        await stop.wait()
-        self._ending.set()
-        for stream in tuple(self._streams):
-            stream.close()
+        """Watch over the breaker until `stop` is set; then let nobody wait any longer: streams end, and who waits gets what there is."""
+        probing = asyncio.create_task(self._breaker.run(self._ready))
+        try:
+            await stop.wait()
+        finally:
+            probing.cancel()
+            self._ending.set()
+            for stream in tuple(self._streams):
+                stream.close()
 
-    async def call(self, method: str, path: str, *, headers: dict[str, str] | None = None, body: bytes | None = None) -> Answer:
+    def busy(self) -> bool:
+        """Whether a call that came now would be refused as overloaded."""
+        return self._gate.full()
+
+    async def call(
+        self, method: str, path: str, *, headers: dict[str, str] | None = None, body: bytes | None = None, again: bool = False
+    ) -> Answer:
         """Send one request and read the whole answer; the running span's traceparent goes with it.
 
-        `path` must hold only checked identifiers. A POST is sent at most once; aiohttp repeats a GET when a kept
-        connection turns out to be closed.
+        `path` must hold only checked identifiers. A call whose connection broke before any answer is made again: with `again`, which
+        says that doing it twice is doing it once, until the deadline; a GET once, by aiohttp; anything else never.
 
         Raises:
+            OverloadedError: too many calls are under way. CircuitOpenError: too many have failed. Nothing was sent.
             OrderTimeoutError: no whole answer before the deadline.
             OrderUnavailableError: refused, dropped, or a 5xx, whose body stays here.
 
         """
-        return await self._call(_opened(self._session), method, path, headers or {}, body=body, deadline_s=self._deadline_s)
+        self._breaker.check()
+        async with self._gate.turn():
+            return await self._repeated(method, path, headers or {}, body, again=again)
 
     async def poll(self, path: str, *, headers: dict[str, str], wait_s: int, gone: Callable[[], Coroutine[None, None, None]]) -> Answer:
         """Read what may change, and wait up to `wait_s` seconds for it to.
@@ -115,12 +146,13 @@ class Order:
         client has gone away.
 
         Raises:
-            OrderTimeoutError, OrderUnavailableError: as `call`; `wait_s` is added to the deadline.
+            as `call`; `wait_s` is added to the deadline.
 
         """
+        self._breaker.check()
         if wait_s and not self._full() and not self._ending.is_set():
             patient = {**headers, "Prefer": f"wait={wait_s}"}
-            asked = self._call(_opened(self._patient), "GET", path, patient, deadline_s=self._deadline_s + wait_s)
+            asked = self._attempt(_opened(self._patient), "GET", path, patient, deadline_s=self._deadline_s + wait_s)
             waiting = asyncio.create_task(asked)
             over = (asyncio.create_task(self._ending.wait()), asyncio.create_task(gone()))
             self._asking += 1
@@ -141,21 +173,76 @@ class Order:
         Raises:
             TooManyError: as many wait as may.
             OrderTimeoutError: no answer before the deadline.
-            OrderUnavailableError: refused, dropped, or a 5xx.
+            OrderUnavailableError: refused, dropped, or a 5xx. CircuitOpenError: too many calls have failed.
 
         """
-        if self._full() or self._ending.is_set():
+        self._breaker.check()
+        if self._full():
             raise errors.TooManyError(f"{len(self._streams)} streams are open")
         self._asking += 1
         try:
-            async with _failures(self._deadline_s):
-                return await self._open(path, headers)
+            with self._counted():
+                async with _failures(self._deadline_s):
+                    return await self._open(path, headers)
         finally:
             self._asking -= 1
 
     async def alive(self) -> bool:
         """Ask whether the order service's process runs; its dependencies are its own business."""
         return (await self._call(_opened(self._session), "GET", "/health/live", {}, deadline_s=_HEALTH_S)).status == 200
+
+    async def _ready(self) -> bool:
+        try:
+            return (await self._call(_opened(self._session), "GET", "/health/ready", {}, deadline_s=_HEALTH_S)).status == 200
+        except (errors.OrderUnavailableError, errors.OrderTimeoutError):
+            return False
+
+    async def _repeated(self, method: str, path: str, headers: dict[str, str], body: bytes | None, *, again: bool) -> Answer:
+        clock = asyncio.get_running_loop().time
+        ends_s = clock() + self._deadline_s
+        sent = False
+        while True:
+            session, pause_s = _opened(self._session), _dice.uniform(*_PAUSE_S)
+            left_s = ends_s - clock()
+            try:
+                answer = await self._attempt(session, method, path, headers, body=body, deadline_s=left_s)
+            except errors.OrderBrokenError as exc:
+                sent |= exc.sent
+                if not again or clock() + pause_s >= ends_s:
+                    raise
+            else:
+                # the first attempt of ours is still being worked on, where its connection broke and its answer was lost
+                if not (again and sent and answer.status == 409 and _IN_PROGRESS in answer.body) or clock() + pause_s >= ends_s:
+                    return answer
+            REPEATED.inc()
+            await asyncio.sleep(pause_s)
+            if not sent:
+                self._breaker.check()  # it can be said that nothing happened; otherwise the answer is worth waiting for
+            elif not await self._breaker.closes(ends_s - clock()):
+                raise errors.OrderTimeoutError(f"no answer within {self._deadline_s:g} s")
+
+    async def _attempt(
+        self,
+        session: aiohttp.ClientSession,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        *,
+        deadline_s: float,
+        body: bytes | None = None,
+    ) -> Answer:
+        with self._counted():
+            return await self._call(session, method, path, headers, body=body, deadline_s=deadline_s)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Generator[None]:
+        """Tell the breaker how the block went; a caller who went away says nothing about the order service."""
+        try:
+            yield
+        except (errors.OrderUnavailableError, errors.OrderTimeoutError):
+            self._breaker.failed()
+            raise
+        self._breaker.succeeded()
 
     def _full(self) -> bool:
         return len(self._streams) + self._asking >= self._max_waiting
@@ -214,7 +301,10 @@ async def _failures(deadline_s: float) -> AsyncGenerator[None]:
             yield
     except TimeoutError as exc:
         raise errors.OrderTimeoutError(f"no answer within {deadline_s:g} s") from exc
-    except (aiohttp.ClientError, OSError) as exc:
+    except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as exc:
+        sent = not isinstance(exc, aiohttp.ClientConnectorError)
+        raise errors.OrderBrokenError(f"{type(exc).__name__}: {exc}", sent=sent) from exc
+    except aiohttp.ClientError as exc:
         raise errors.OrderUnavailableError(f"{type(exc).__name__}: {exc}") from exc
 
 

@@ -36,11 +36,12 @@ class Board:
             self._state = msgspec.structs.replace(self._state, phase=phase, failure=failure)
             self._write()
 
-    def process(self, name: str, record: processes.Record | None) -> None:
-        """Note the process behind a unit; None when it ended."""
+    def process(self, name: str, record: processes.Record | None, version: str = "") -> None:
+        """Note the process behind a unit, None when it ended, and its version when that is another one than before."""
         with self._lock:
             if name in self._services:
-                self._services[name] = tuple(_with(service, record) for service in self._services[name])
+                changed = (_with(service, record) for service in self._services[name])
+                self._services[name] = tuple(msgspec.structs.replace(one, version=version or one.version) for one in changed)
                 self._write()
 
     def remove(self) -> None:

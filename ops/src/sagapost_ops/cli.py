@@ -9,17 +9,22 @@ import rich_click as click
 _COMMANDS: Final = {
     "up": ("up", "Start the whole system on this machine."),
     "down": ("down", "Stop it; nothing stays behind."),
+    "restart": ("restart", "Replace services one by one without refusing a request."),
     "status": ("status", "Show every part: address, process, readiness, version."),
     "doctor": ("doctor", "Check this machine and say what to do about each fault."),
     "logs": ("logs", "Show the logs of one service or all of them."),
     "test": ("tests", "Run the test suite."),
     "demo": ("demo", "Watch one checkout from the call to the mail."),
     "saga": ("saga", "Find stuck checkouts, follow one, put it right."),
+    "keys": ("keys", "Give out API keys, list them, take them back."),
     "migrate": ("migrate", "Bring the databases to their newest revision."),
     "topology": ("topology", "Declare or check the broker's exchanges and queues."),
     "outbox": ("outbox", "Show, retry or replay what the databases have to publish."),
     "dlq": ("dlq", "See why messages failed; send them again, or discard them."),
+    "erase": ("erase", "Replace a customer's e-mail address everywhere; amounts stay."),
     "verify": ("verify", "Prove that no order was lost, doubled or forgotten."),
+    "load": ("load", "Send checkouts at a fixed rate and measure what customers see."),
+    "chaos": ("chaos", "Kill everything, again and again, under load; prove that nothing was lost."),
     "bench": ("bench", "Measure the relay beside what others do."),
 }
 _INTERRUPTED: Final = 130  # as shells have it: 128 + SIGINT

@@ -25,14 +25,15 @@ def connect(url: str, name: str, *, writing: bool = False, patience_s: int = PAT
 
     """
     options = f"-c statement_timeout={patience_s * 1000} -c lock_timeout=5000 -c timezone=UTC"
-    if not writing:
-        options += " -c default_transaction_read_only=on"
     try:
-        return psycopg.connect(url, autocommit=True, connect_timeout=5, options=options, application_name=name)
+        conn = psycopg.connect(url, autocommit=True, connect_timeout=5, options=options, application_name=name)
+        if not writing:  # not among the options: an address with target_session_attrs=read-write would refuse its own session
+            conn.execute("SET default_transaction_read_only = on")
     except psycopg.OperationalError as exc:
         raise errors.UnfitError(
             f"the database at {settings.without_password(url)} cannot be used: {_reason(exc)}; see ./sagapost status"
         ) from exc
+    return conn
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Final, Literal
 import msgspec
 
 from sagapost_contracts import topology as words
-from sagapost_ops import state
+from sagapost_ops import roles, state
 from sagapost_ops.topology import accounts
 
 PUBLIC: Final = {"gateway": 9000, "page": 3000, "order": 8001, "payment": 8002, "email": 8003, "provider": 8004, "mailbox": 8026}
@@ -25,12 +25,15 @@ MOVABLE: Final = {
 METRICS_PORT: Final = 9464
 MEASURED: Final = ("gateway", "order", "payment", "email", "relay-order", "relay-payment")
 SCALED: Final = ("payment", "email", "relay-order", "relay-payment")
-DATABASES: Final = {
+DATABASES: Final = {  # of the owners, who are the operator's; each service has a role of its own, see roles
     "order-db": ("order_user", "order_password", "order_db"),
     "payment-db": ("payment_user", "payment_password", "payment_db"),
 }
 BROKER_USER: Final = ("ecommerce", "ecommerce123")  # the operator's; each service has its own, see amqp_url
+LISTENING: Final = ("SAGAPOST_PORT", "SAGAPOST_PAGE_PORT", "SAGAPOST_METRICS_PORT")
 HIGHEST_OFFSET: Final = 39_000  # 25672 is the highest port, and 65535 the last
+
+OUTSIDE: Final = 2  # the stage of what belongs to somebody else where customers are
 
 How = Literal["database", "broker", "task", "program"]
 NextFree = Callable[[int, Collection[int]], int]
@@ -46,7 +49,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Unit(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing to start: how, with what, after which others, and in which stage it is stopped (1 is last)."""
+    """One thing to start: how, with what, after which others, and in which stage it is stopped (1 is last).
+
+    `listens` names the ports of a service of ours, which stay open while its processes replace each other.
+    """
 
     name: str
     how: How
@@ -56,6 +62,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 0
     kind: state.Kind = "health"
     requires: tuple[str, ...] = ()
+    listens: tuple[int, ...] = ()
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,8 +112,13 @@ def amqp_url(ports: dict[str, int], account: tuple[str, str]) -> str:
 
 
 def _database_url(name: str, ports: dict[str, int]) -> str:
-    user, password, database = DATABASES[name]
-    return f"postgresql://{user}:{password}@127.0.0.1:{ports[name]}/{database}"
+    user, password, _ = DATABASES[name]
+    return database_url(name, ports, (user, password))
+
+
+def database_url(name: str, ports: dict[str, int], account: tuple[str, str]) -> str:
+    """Build a database's URL for a role with a password."""
+    return f"postgresql://{account[0]}:{account[1]}@127.0.0.1:{ports[name]}/{DATABASES[name][2]}"
 
 
 def make(options: Options, ports: dict[str, int], home: Path) -> Plan:
@@ -129,8 +141,8 @@ def _preparations(where: state.Addresses) -> tuple[Unit, ...]:
             name="migrate",
             how="task",
             stage=2,
-            arguments=("sagapost_ops", "migrate", "up", "--wait", "60"),
-            environ=urls,
+            arguments=("sagapost_ops", "migrate", "up", "--roles", "--wait", "60"),
+            environ=urls | {roles.variable(role.name): roles.development_password(role.name) for role in roles.ROLES},
         ),
         Unit(
             name="topology",
@@ -153,28 +165,26 @@ def _outside(options: Options, ports: dict[str, int], home: Path) -> tuple[Unit,
         "SAGAPOST_MAILBOX_DELAY_S": f"{options.email_delay_s:g}",
     }
     return (
-        _program("provider", ports, provider, module="sagapost_sandbox.provider", stage=2),
-        _program("mailbox", ports, mailbox, module="sagapost_sandbox.mailbox", stage=2),
+        _program("provider", ports, provider, module="sagapost_sandbox.provider", stage=OUTSIDE),
+        _program("mailbox", ports, mailbox, module="sagapost_sandbox.mailbox", stage=OUTSIDE),
     )
 
 
 def _services(options: Options, ports: dict[str, int], where: state.Addresses) -> tuple[Unit, ...]:
-    order_db = {"SAGAPOST_DATABASE_URL": where.order_database_url}
-    payment_db = {"SAGAPOST_DATABASE_URL": where.payment_database_url}
     edge = {
         "SAGAPOST_ORDER_URL": f"http://127.0.0.1:{ports['order']}",
         "SAGAPOST_PAGE_PORT": str(ports["page"]),
         "SAGAPOST_MAILBOX_URL": f"http://localhost:{ports['mailbox']}",
     }
     scaled = {
-        "payment": payment_db | {"SAGAPOST_PROVIDER_URL": where.provider_url},
+        "payment": _database(ports, "payment_service") | {"SAGAPOST_PROVIDER_URL": where.provider_url},
         "email": {"SAGAPOST_SMTP_HOST": "127.0.0.1", "SAGAPOST_SMTP_PORT": str(ports["smtp"])},
-        "relay-order": order_db,
-        "relay-payment": payment_db,
+        "relay-order": _database(ports, "order_relay"),
+        "relay-payment": _database(ports, "payment_relay"),
     }
     both = ("migrate", "topology")
     return (
-        _program("order", ports, order_db | _broker(ports, "order"), requires=both),
+        _program("order", ports, _database(ports, "order_service") | _broker(ports, "order"), requires=both),
         *(
             _program(
                 name if number == 1 else f"{name}-{number}",
@@ -188,6 +198,11 @@ def _services(options: Options, ports: dict[str, int], where: state.Addresses) -
         ),
         _program("gateway", ports, edge, stage=4),
     )
+
+
+def _database(ports: dict[str, int], role: str) -> dict[str, str]:
+    database = role.partition("_")[0]
+    return {"SAGAPOST_DATABASE_URL": database_url(f"{database}-db", ports, (role, roles.development_password(role)))}
 
 
 def _broker(ports: dict[str, int], user: str) -> dict[str, str]:
@@ -208,12 +223,14 @@ def _program(
         "SAGAPOST_PORT": str(ports[name]),
         "SAGAPOST_METRICS_PORT": str(ports.get(f"{name}-metrics", 0)),
     }
+    variables |= environ
     return Unit(
         name=name,
         how="program",
         stage=stage,
         arguments=(module or f"sagapost_{name}",),
-        environ=variables | environ,
+        environ=variables,
         port=ports[name],
         requires=requires,
+        listens=() if stage == OUTSIDE else tuple(port for name in LISTENING if (port := int(variables.get(name, 0)))),
     )

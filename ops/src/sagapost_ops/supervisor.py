@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from sagapost_ops import board, drivers, plan, state, versions
+from sagapost_ops import board, control, drivers, plan, program, state, versions
 from sagapost_sandbox import errors, processes
 
 PLAN_FILE: Final = "plan.json"
@@ -25,6 +25,8 @@ _WATCH_EVERY_S: Final = 0.2
 _STEADY_S: Final = 10.0  # what lived this long has recovered: its next restart is quick again
 _JOIN_S: Final = 15.0
 _TAIL_LINES: Final = 12
+_TAIL_BYTES: Final = 100_000
+_ROUTINE: Final = '"level": "info"'  # of a process that goes on beside the one that failed
 
 Report = Callable[[str], None]
 
@@ -47,6 +49,7 @@ class Supervisor:
         self._signals = 0
         self._failure = ""
         self._board = board.Board(home, wanted, versions.of_stack(), _ourselves())
+        self._desk = control.Desk(home, self._restart, self._stopping)
 
     def run(self, on_ready: Callable[[], None]) -> str:
         """Run the stack until a signal; give the reason when it could not be started, otherwise nothing."""
@@ -56,9 +59,11 @@ class Supervisor:
             thread.start()
         while not self._stopping.wait(0.1):
             if all(event.is_set() for event in self._ready.values()):
+                self._desk.open()
                 self._board.phase("ready")
                 on_ready()
                 self._stopping.wait()
+                self._desk.close(_JOIN_S)
         self._report("stopping")
         self._board.phase("stopping", self._failure)
         self._stop()
@@ -117,15 +122,45 @@ class Supervisor:
                 return True
         return False
 
+    def _restart(self, wanted: control.Restart) -> Generator[control.Step]:
+        """Replace units one by one; the first that fails keeps its old process, and those after it stay as they are."""
+        for unit in wanted.units:
+            if self._stopping.is_set():
+                return
+            yield control.Step(service=unit.name, state="starting")
+            driver = self._drivers.get(unit.name)
+            try:
+                if not isinstance(driver, program.Program):
+                    raise errors.StartError(f"this stack was started without {unit.name}")
+                done = driver.replace(unit, wanted.python, self._stopping)
+            except (errors.SandboxError, OSError) as exc:
+                said = self._explained(unit.name, exc)
+                self._report(f"{unit.name} was not replaced: {said}")
+                yield control.Step(service=unit.name, state="failed", error=said)
+                return
+            self._board.process(unit.name, done.new, wanted.version)
+            self._report(f"{unit.name} was replaced: {done.new.pid} instead of {done.old.pid if done.old else 'none'}")
+            yield control.Step(
+                service=unit.name,
+                state="done",
+                old_pid=done.old.pid if done.old else None,
+                pid=done.new.pid,
+                ready_s=done.ready_s,
+                drained_s=done.drained_s,
+            )
+
+    def _explained(self, name: str, exc: Exception) -> str:
+        log = state.log_of(self._home, name)
+        said = [line for line in processes.tail(log, _TAIL_BYTES).splitlines() if _ROUTINE not in line]
+        return "\n  ".join((f"{exc}; the end of {log}:", *said[-_TAIL_LINES:]))
+
     def _gives_up(self, unit: plan.Unit, exc: Exception, failures: int) -> bool:
         """Tell whether the whole start has failed: not once a unit was ready, and not for one that was killed or stumbled."""
         if self._ready[unit.name].is_set():
             return False
-        if isinstance(exc, drivers.DiedError) and exc.code != 2 and failures < START_TRIES:
+        if isinstance(exc, program.DiedError) and exc.code != 2 and failures < START_TRIES:
             return False
-        log = state.log_of(self._home, unit.name)
-        lines = processes.tail(log).splitlines()[-_TAIL_LINES:]
-        self._failure = "\n  ".join((f"{exc}; the end of {log}:", *lines))
+        self._failure = self._explained(unit.name, exc)
         self._stopping.set()
         return True
 
@@ -179,8 +214,16 @@ def alone(home: Path) -> Generator[None]:
 
 
 def save(home: Path, wanted: plan.Plan) -> None:
-    """Write the plan down for a supervisor that is started by itself."""
+    """Write the plan down, for a supervisor that is started by itself and for commands that come later."""
     state.replace(home / PLAN_FILE, msgspec.json.encode(wanted))
+
+
+def saved(home: Path) -> plan.Plan | None:
+    """Read the plan of the stack in this folder; None when it was made by another version."""
+    try:
+        return msgspec.json.decode((home / PLAN_FILE).read_bytes(), type=plan.Plan)
+    except (OSError, msgspec.MsgspecError):
+        return None
 
 
 def main(arguments: list[str]) -> int:

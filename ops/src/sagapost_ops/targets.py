@@ -5,6 +5,7 @@ from typing import Final
 
 import msgspec
 
+from sagapost_chassis import production, settings
 from sagapost_ops import errors, state
 
 DATABASES: Final = ("order", "payment")
@@ -16,6 +17,12 @@ _VARIABLES = {
     "provider_url": "SAGAPOST_PROVIDER_URL",
     "mailbox_url": "SAGAPOST_MAILBOX_URL",
     "gateway_url": "SAGAPOST_GATEWAY_URL",
+}
+_RULES: Final[dict[str, production.Rule]] = {
+    "order_database_url": production.database,
+    "payment_database_url": production.database,
+    "amqp_url": production.broker,
+    "management_url": production.https,
 }
 
 
@@ -36,12 +43,25 @@ def find(port_offset: int) -> Targets:
 
     Raises:
         NothingMatchedError: neither is there.
+        UnfitError: a file that a variable names cannot be read, or in production a connection is weak.
 
     """
-    named = {field: url for field, variable in _VARIABLES.items() if (url := os.environ.get(variable))}
-    if named:
-        return Targets(**named)
-    return of_stack(state.running(port_offset))
+    try:
+        named = {field: url for field, variable in _VARIABLES.items() if (url := settings.read(os.environ, variable))}
+    except settings.SettingsError as exc:
+        raise errors.UnfitError(str(exc)) from exc
+    if not named:
+        return of_stack(state.running(port_offset))
+    if os.environ.get("SAGAPOST_ENV") == settings.PRODUCTION:
+        weak = [f"refused in production: {_VARIABLES[name]}: {reason}" for name, url in named.items() for reason in _weak(name, url)]
+        if weak:
+            raise errors.UnfitError("\n".join(weak))
+    return Targets(**named)
+
+
+def _weak(name: str, url: str) -> list[str]:
+    rule = _RULES.get(name)
+    return rule(url) if rule else []
 
 
 def of_stack(found: state.State) -> Targets:

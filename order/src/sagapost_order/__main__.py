@@ -6,7 +6,7 @@ import os
 
 from sagapost_chassis import amqp, consuming, db, health, ladder, lifecycle, outbox, settings, web
 from sagapost_contracts import topology
-from sagapost_order import api, consumer, saga_api, sweeper, watch
+from sagapost_order import api, client_api, consumer, saga_api, sweeper, watch
 from sagapost_order.settings import Settings
 
 
@@ -32,7 +32,14 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
         )
         checks = health.routes("order", {"database": functools.partial(_reads, pool)}, {"rabbitmq": updates.check})
         policy, watcher = config.policy(), watch.Watch(pool)
-        app = web.app([*api.routes(pool, policy, config.pay_window_s), *saga_api.routes(pool, policy, watcher), *checks])
+        app = web.app(
+            [
+                *api.routes(pool, policy, config.pay_window_s),
+                *saga_api.routes(pool, policy, watcher),
+                *client_api.routes(pool, env=config.env),
+                *checks,
+            ]
+        )
         async with asyncio.TaskGroup() as group:
             group.create_task(lifecycle.serve(app, config.host, config.port, stop))
             group.create_task(updates.run(stop))

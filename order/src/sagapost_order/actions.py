@@ -32,8 +32,8 @@ def parse(name: str, body: bytes, if_match: Sequence[str], actor: str) -> moves.
 
     Raises:
         NotFoundError: there is no action of this name.
-        MalformedRequestError, RequestInvalidError: the body is not one; a reason is required, and for a refund a reference.
-        VersionMismatchError: If-Match names no version.
+        MalformedRequestError, RequestInvalidError: the body is not one, a reason is required, and for a refund a reference; or
+            If-Match names no version.
 
     """
     if name not in EVENTS:
@@ -61,7 +61,7 @@ def _line(text: str, pointer: str) -> str:
     """Give one line that says something: the history is shown in terminals, and PostgreSQL keeps no NUL."""
     if not text.strip():
         raise _invalid(pointer, "missing")
-    if any(unicodedata.category(character) in _BREAKS for character in text.strip()):
+    if any(unicodedata.category(character) in _BREAKS for character in text):
         raise _invalid(pointer, "wrong_format")
     return text.strip()
 
@@ -71,7 +71,9 @@ def _version(if_match: Sequence[str]) -> int | None:
         return None
     found = _TAG.match(if_match[0].strip()) if len(if_match) == 1 else None
     if not found:
-        raise errors.VersionMismatchError('Send the version that you looked at, as If-Match: "3".')
+        # not 412: nothing was compared, and no version would have helped
+        detail = 'Send the version that you looked at, once, as If-Match: "3".'
+        raise errors.RequestInvalidError(detail, errors=(FieldError(pointer="", code="if_match"),))
     return int(found.group(2))
 
 

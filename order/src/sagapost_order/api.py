@@ -5,12 +5,15 @@ import time
 from typing import Any, Final
 
 import litestar
+import msgspec
 
 from sagapost_chassis import db, problems, web
 from sagapost_order import domain, errors, handlers, moves, resources, saga_api, states
 
 # visible ASCII, bare or quoted, without the comma that would join two headers into one
 _KEY: Final = re.compile(r'\A(?:"[!#-+\--~]{1,255}"|[!#-+\--~]{1,255})\Z')
+_OURS: Final = " "  # begins a gateway's key: a client's holds no space
+_ATTEMPT: Final = re.compile(r"\A[0-9a-f]{32}\Z")
 _ID: Final = re.compile(r"\A[1-9][0-9]{0,18}\Z")
 
 
@@ -23,24 +26,25 @@ def routes(pool: db.Pool, policy: states.Policy, pay_window_s: float) -> list[An
         started_s = time.perf_counter()
         body = await request.body()
         key = _check_headers(request, body)
-        parsed = domain.parse_checkout(body)
+        parsed, client = domain.parse_checkout(body), saga_api.client_of(request)
         if key is None:
-            order = await handlers.checkout(pool, parsed, pay_window_s=pay_window_s, started_s=started_s)
+            order = await handlers.checkout(pool, parsed, pay_window_s=pay_window_s, started_s=started_s, client=client)
             return _answered(resources.accepted(order))
-        once = domain.IdempotencyKey(client=saga_api.client_of(request), key=key, fingerprint=domain.fingerprint(parsed))
-        return _answered(
-            await handlers.checkout_once(pool, parsed, once, answer=resources.accepted, pay_window_s=pay_window_s, started_s=started_s)
-        )
+        once = domain.IdempotencyKey(client=client, key=key, fingerprint=domain.fingerprint(parsed))
+        answer = await handlers.checkout_once(pool, parsed, once, answer=resources.accepted, pay_window_s=pay_window_s, started_s=started_s)
+        return _answered(answer if key[0] != _OURS else msgspec.structs.replace(answer, replayed=False))
 
     @litestar.get("/orders/{order_id:str}")
-    async def order(order_id: str) -> litestar.Response[bytes]:
+    async def order(request: problems.Request, order_id: str) -> litestar.Response[bytes]:
         """Show an order."""
-        return web.json(resources.order(await handlers.get_order(pool, _id(order_id))))
+        found = await handlers.get_order(pool, _id(order_id), owner=saga_api.client_of(request))
+        return web.json(resources.order(found))
 
     @litestar.get("/orders/{order_id:str}/status")
-    async def order_status(order_id: str) -> litestar.Response[bytes]:
+    async def order_status(request: problems.Request, order_id: str) -> litestar.Response[bytes]:
         """Show where an order stands."""
-        return web.json(resources.order_status(await handlers.get_order(pool, _id(order_id))))
+        found = await handlers.get_order(pool, _id(order_id), owner=saga_api.client_of(request))
+        return web.json(resources.order_status(found))
 
     @litestar.post("/orders/{order_id:str}/cancel")
     async def cancel(request: problems.Request, order_id: str) -> litestar.Response[bytes]:
@@ -72,14 +76,17 @@ def _answered(answer: domain.Answer) -> litestar.Response[bytes]:
 
 
 def _check_headers(request: problems.Request, body: bytes) -> str | None:
-    """Refuse what cannot be read, and give the idempotency key without its quotes."""
+    """Refuse what cannot be read, and give the idempotency key without its quotes: the client's, or else the gateway's own."""
     if not body:  # nothing has no media type
         raise errors.MalformedRequestError("The body is empty.")
     saga_api.require_json(request)
     keys = request.headers.getall("idempotency-key", [])
     if len(keys) > 1 or not all(_KEY.match(key) for key in keys):
         raise errors.IdempotencyKeyError("Send one key of at most 255 visible ASCII characters, without spaces and commas.")
-    return keys[0].strip('"') if keys else None
+    if keys:
+        return keys[0].strip('"')
+    attempt = request.headers.get("sagapost-attempt", "")
+    return _OURS + attempt if _ATTEMPT.match(attempt) else None
 
 
 def _id(text: str) -> int:

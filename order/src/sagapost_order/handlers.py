@@ -10,8 +10,8 @@ from uuid import UUID
 import msgspec
 
 from sagapost_chassis import crashpoints, db, ids, outbox, telemetry
-from sagapost_contracts import events, money
-from sagapost_order import domain, errors, moves, queries, saga, saga_queries, states
+from sagapost_contracts import access, events, money
+from sagapost_order import client_queries, domain, errors, moves, queries, saga, saga_queries, states
 
 T = TypeVar("T")
 
@@ -27,7 +27,9 @@ class _Written(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     xid: int | None
 
 
-async def checkout(pool: db.Pool, request: domain.CheckoutRequest, *, pay_window_s: float, started_s: float) -> domain.Order:
+async def checkout(
+    pool: db.Pool, request: domain.CheckoutRequest, *, pay_window_s: float, started_s: float, client: str = access.DEMO
+) -> domain.Order:
     """Place an order: order, lines, saga, history and OrderCreated in one transaction, all at the transaction's one instant.
 
     `started_s` is the perf counter at the start of the request: what passed until the INSERT is the order's
@@ -41,7 +43,7 @@ async def checkout(pool: db.Pool, request: domain.CheckoutRequest, *, pay_window
     saga_id = ids.uuid7()
 
     async def place(conn: db.Connection) -> _Written[domain.Order]:
-        return await _place(conn, request, saga_id, pay_window_s, started_s)
+        return await _place(conn, request, saga_id, pay_window_s, started_s, client=client)
 
     return await _store(pool, saga_id, place)
 
@@ -77,7 +79,7 @@ async def checkout_once(
             return _Written(outcome=kept.answer, xid=None)
         if not alone:
             raise errors.KeyInProgressError
-        placed = await _place(conn, request, saga_id, pay_window_s, started_s)
+        placed = await _place(conn, request, saga_id, pay_window_s, started_s, client=key.client)
         first = answer(placed.outcome)
         if not await queries.keep_answer(conn, key, first, placed.outcome.id):
             raise errors.KeyInProgressError
@@ -92,21 +94,21 @@ async def forget_answers(pool: db.Pool) -> int:
         return await queries.forget_answers(conn, domain.KEYS_KEPT, FORGET_BATCH)
 
 
-async def get_order(pool: db.Pool, order_id: int) -> domain.Order:
-    """Read an order.
+async def get_order(pool: db.Pool, order_id: int, *, owner: str | None) -> domain.Order:
+    """Read an order of the owner's; None, here and below, is an operator, who sees everybody's.
 
     Raises:
         NotFoundError: there is none of this id.
 
     """
     async with db.connection(pool) as conn:
-        found = await queries.order(conn, order_id)
+        found = await queries.order(conn, order_id, owner)
     if found is None:
         raise errors.NotFoundError("There is no such order.")
     return found
 
 
-async def get_saga(pool: db.Pool, saga_id: UUID) -> tuple[domain.Saga, domain.Order, list[domain.HistoryRow]]:
+async def get_saga(pool: db.Pool, saga_id: UUID, *, owner: str | None) -> tuple[domain.Saga, domain.Order, list[domain.HistoryRow]]:
     """Read a saga with its order and the newest 1,000 rows of its history.
 
     Raises:
@@ -114,14 +116,14 @@ async def get_saga(pool: db.Pool, saga_id: UUID) -> tuple[domain.Saga, domain.Or
 
     """
     async with db.connection(pool) as conn:
-        found = await saga_queries.saga(conn, saga_id)
-        order = await queries.order(conn, found.order_id) if found else None
+        found = await saga_queries.saga(conn, saga_id, owner)
+        order = await queries.order(conn, found.order_id, owner) if found else None
         if found is None or order is None:
             raise errors.NotFoundError("There is no such saga.")
         return found, order, await saga_queries.history(conn, found, after=max(0, found.version - saga_queries.HISTORY_MAX))
 
 
-async def get_history(pool: db.Pool, saga_id: UUID, after: int) -> tuple[domain.Saga, list[domain.HistoryRow]]:
+async def get_history(pool: db.Pool, saga_id: UUID, after: int, *, owner: str | None) -> tuple[domain.Saga, list[domain.HistoryRow]]:
     """Read a saga and the rows of its history behind seq `after`, 1,000 at most.
 
     Raises:
@@ -129,7 +131,7 @@ async def get_history(pool: db.Pool, saga_id: UUID, after: int) -> tuple[domain.
 
     """
     async with db.connection(pool) as conn:
-        found = await saga_queries.saga(conn, saga_id)
+        found = await saga_queries.saga(conn, saga_id, owner)
         if found is None:
             raise errors.NotFoundError("There is no such saga.")
         return found, await saga_queries.history(conn, found, after=after)
@@ -169,6 +171,15 @@ async def get_product(pool: db.Pool, product_id: int) -> domain.Product:
     return found
 
 
+async def admit(pool: db.Pool, sha256: bytes | None, want: int) -> client_queries.Admission:
+    """Find whose key this is, and take up to `want` calls from the client's bucket.
+
+    Not in a transaction of this service's kind: one statement, which commits by itself and has nothing to tell the relay.
+    """
+    async with db.connection(pool) as conn:
+        return await client_queries.draw(conn, sha256, want)
+
+
 async def _store(pool: db.Pool, saga_id: UUID, write: Callable[[db.Connection], Awaitable[_Written[T]]]) -> T:
     """Run a checkout's one transaction; a COMMIT that gets no answer is settled."""
     written: _Written[T] | None = None
@@ -188,7 +199,7 @@ async def _store(pool: db.Pool, saga_id: UUID, write: Callable[[db.Connection], 
 
 
 async def _place(
-    conn: db.Connection, request: domain.CheckoutRequest, saga_id: UUID, pay_window_s: float, started_s: float
+    conn: db.Connection, request: domain.CheckoutRequest, saga_id: UUID, pay_window_s: float, started_s: float, *, client: str
 ) -> _Written[domain.Order]:
     catalogue = {product.id: product for product in await queries.prices(conn, [item.product_id for item in request.items])}
     lines, total = domain.price_order(request.items, catalogue)
@@ -212,6 +223,7 @@ async def _place(
         conn,
         order,
         facts,
+        client=client,
         payment_method=request.payment_method,
         pay_before=pay_before,
         message_id=message_id,

@@ -63,24 +63,24 @@ async def on_event(pool: db.Pool, policy: states.Policy, delivery: consuming.Del
     _count(steps)
 
 
-async def cancel(pool: db.Pool, policy: states.Policy, order_id: int, actor: str) -> domain.Order:
-    """Cancel an order for its customer, and give it as it is then; one that is being cancelled, or was, stays as it is.
+async def cancel(pool: db.Pool, policy: states.Policy, order_id: int, client: str) -> domain.Order:
+    """Cancel an order for the client whose it is, and give it as it is then; one that is being cancelled, or was, stays as it is.
 
     Raises:
-        NotFoundError: there is no such order.
+        NotFoundError: this client has no such order.
         NotCancellableError: it is finished, and its window is over.
 
     """
     async with db.transaction(pool) as conn:
-        row = await saga_queries.lock_of_order(conn, order_id)
+        row = await saga_queries.lock_of_order(conn, order_id, client)
         if row is None:
             raise errors.NotFoundError("There is no such order.")
         event = states.Event(name=states.CANCEL_REQUESTED, at=row.locked_at, policy=policy)
         try:
-            steps = await _move(conn, row, event, Cause(source="http", actor=actor))
+            steps = await _move(conn, row, event, Cause(source="http", actor=client))
         except errors.IllegalEventError as exc:
             raise errors.NotCancellableError("The order is finished, and the time in which it could be cancelled is over.") from exc
-        order = await queries.order(conn, order_id)
+        order = await queries.order(conn, order_id, client)
     _count(steps)
     if order is None:
         raise errors.NotFoundError("There is no such order.")

@@ -19,8 +19,10 @@ _PRODUCT: Final = "SELECT id, name, description, price, currency FROM products W
 # one statement, so one round trip; foreign keys are checked at its end
 _INSERT_ORDER: Final = """
 WITH placed AS (
-    INSERT INTO orders (user_id, user_email, status, currency, total_amount, payment_method, processing_duration_ms, created_at, updated_at)
-    VALUES (%(user_id)s, %(user_email)s, %(status)s, %(currency)s, %(total)s, %(payment_method)s, %(duration_ms)s, %(at)s, %(at)s)
+    INSERT INTO orders (client, user_id, user_email, status, currency, total_amount, payment_method, processing_duration_ms,
+                        created_at, updated_at)
+    VALUES (%(client)s, %(user_id)s, %(user_email)s, %(status)s, %(currency)s, %(total)s, %(payment_method)s, %(duration_ms)s,
+            %(at)s, %(at)s)
     RETURNING id
 ), lines AS (
     INSERT INTO order_items (order_id, line, product_id, name, quantity, price)
@@ -77,7 +79,7 @@ SELECT o.id, o.user_id, o.user_email, o.status, o.currency, o.total_amount, o.pr
                          ORDER BY i.line)
           FROM order_items i WHERE i.order_id = o.id) AS items
   FROM orders o JOIN sagas s ON s.order_id = o.id
- WHERE o.id = %(order_id)s
+ WHERE o.id = %(order_id)s AND (%(owner)s::text IS NULL OR o.client = %(owner)s)
 """
 
 
@@ -134,6 +136,7 @@ async def insert_order(
     order: domain.Order,
     facts: domain.Facts,
     *,
+    client: str,
     payment_method: str,
     pay_before: datetime,
     message_id: UUID,
@@ -141,6 +144,7 @@ async def insert_order(
 ) -> Placed:
     """Insert order, lines, saga and the first history row; the order's id is the database's, not `order.id`."""
     values = {
+        "client": client,
         "user_id": order.user_id,
         "user_email": order.user_email,
         "status": order.status,
@@ -207,8 +211,8 @@ async def forget_answers(conn: db.Connection, kept: timedelta, limit: int) -> in
     return cursor.rowcount
 
 
-async def order(conn: db.Connection, order_id: int) -> domain.Order | None:
-    """Read an order with its lines."""
+async def order(conn: db.Connection, order_id: int, owner: str | None) -> domain.Order | None:
+    """Read an order with its lines, if it is the owner's; None: whosever it is."""
     async with conn.cursor(row_factory=db.struct_row(domain.Order)) as cursor:
-        await cursor.execute(_ORDER, {"order_id": order_id})
+        await cursor.execute(_ORDER, {"order_id": order_id, "owner": owner})
         return await cursor.fetchone()

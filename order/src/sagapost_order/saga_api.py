@@ -12,6 +12,7 @@ from litestar import response
 
 from sagapost_chassis import db, problems, telemetry, web
 from sagapost_chassis.errors import FieldError, TransientError
+from sagapost_contracts import access
 from sagapost_order import actions, domain, errors, handlers, moves, resources, saga_queries, states, watch
 
 WAIT_MAX_S: Final = 30
@@ -29,16 +30,16 @@ Message = response.ServerSentEventMessage
 def routes(pool: db.Pool, policy: states.Policy, watcher: watch.Watch) -> list[Any]:
     """Give the route handlers."""
 
-    @litestar.get("/sagas/{saga_id:str}")
+    @litestar.get(["/sagas/{saga_id:str}", "/ops/sagas/{saga_id:str}"])
     async def saga(request: problems.Request, saga_id: str) -> litestar.Response[bytes]:
         """Show a saga with its steps and history; its ETag is its version. `Prefer: wait=N` waits for the next one."""
-        found = _uuid(saga_id)
+        found, owner = _uuid(saga_id), _owner(request)
         tags, wait_s = request.headers.get("if-none-match", ""), _wait_s(request.headers.get("prefer", ""))
-        row, order, history = await handlers.get_saga(pool, found)
+        row, order, history = await handlers.get_saga(pool, found, owner=owner)
         known = not tags or _matches(tags, row.version)
         if known and row.state not in states.DONE and wait_s and await _newer(request, watcher, row, wait_s):
             async with watcher.turns:
-                row, order, history = await handlers.get_saga(pool, found)
+                row, order, history = await handlers.get_saga(pool, found, owner=owner)
         headers = {"ETag": f'"{row.version}"', "Cache-Control": "no-cache"}
         if wait_s:
             headers["Preference-Applied"] = f"wait={wait_s}"
@@ -46,13 +47,13 @@ def routes(pool: db.Pool, policy: states.Policy, watcher: watch.Watch) -> list[A
             return litestar.Response(b"", status_code=304, headers=headers)
         return web.json(resources.saga(row, order, history), headers=headers)
 
-    @litestar.get("/sagas/{saga_id:str}/events")
+    @litestar.get(["/sagas/{saga_id:str}/events", "/ops/sagas/{saga_id:str}/events"])
     async def events(request: problems.Request, saga_id: str) -> response.ServerSentEvent:
         """Show a saga's history, row by row as it is written, until the saga is done."""
         found = _uuid(saga_id)
         last = request.headers.get("last-event-id", "")
         async with watcher.turns:
-            row, _ = await handlers.get_history(pool, found, domain.MAX_ID)  # 404 before the stream begins
+            row, _ = await handlers.get_history(pool, found, domain.MAX_ID, owner=_owner(request))  # 404 before the stream begins
         # no row has a larger number: whoever names one has seen another saga
         after = int(last) if _SEQ.match(last) and int(last) <= row.version else 0
         return response.ServerSentEvent(stream(pool, watcher, found, after), headers={"Cache-Control": "no-cache"})
@@ -81,7 +82,7 @@ def routes(pool: db.Pool, policy: states.Policy, watcher: watch.Watch) -> list[A
             require_json(request)
         wanted = actions.parse(action, body, request.headers.getall("if-match", []), client_of(request))
         await moves.act(pool, policy, found, wanted)
-        row, order, history = await handlers.get_saga(pool, found)
+        row, order, history = await handlers.get_saga(pool, found, owner=None)
         headers = {"ETag": f'"{row.version}"', "Location": resources.saga_path(found)}
         return web.json(resources.saga(row, order, history), status=202, headers=headers)
 
@@ -89,8 +90,13 @@ def routes(pool: db.Pool, policy: states.Policy, watcher: watch.Watch) -> list[A
 
 
 def client_of(request: problems.Request) -> str:
-    """Give the name of the client that the gateway has recognised."""
-    return request.headers.get("sagapost-client", "")[:100] or "demo"
+    """Give the name of the client that the gateway has recognised; only gateways may reach this service, for it believes them."""
+    return request.headers.get("sagapost-client", "")[:100] or access.DEMO
+
+
+def _owner(request: problems.Request) -> str | None:
+    """Give whose sagas may be seen: the client's own, and under /ops, which the gateway opens only to operators, everybody's."""
+    return None if request.url.path.startswith("/ops/") else client_of(request)
 
 
 def require_json(request: problems.Request) -> None:
@@ -117,7 +123,7 @@ async def stream(
     try:
         while True:
             async with watcher.turns:
-                row, history = await handlers.get_history(pool, saga_id, after)
+                row, history = await handlers.get_history(pool, saga_id, after, owner=None)
             for entry in history:
                 yield Message(event="transition", id=entry.seq, data=msgspec.json.encode(resources.history_row(entry)))
             after = history[-1].seq if history else row.version

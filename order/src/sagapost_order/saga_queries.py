@@ -21,9 +21,12 @@ _COLUMNS: Final = sql.SQL("""id, order_id, state, version, amount, captured, ref
        cancellation_sent_at, reason, attempts, attention, deadline_at, deadline_kind, trace_id, pay_before, created_at, updated_at""")
 # whoever waited for the lock gets the row, and the time, as they are after the wait
 _LOCKED: Final = sql.SQL("SELECT {columns}, greatest(clock_timestamp(), updated_at) AS locked_at FROM sagas").format(columns=_COLUMNS)
-_SAGA: Final = sql.SQL("SELECT {columns} FROM sagas WHERE id = %(saga_id)s").format(columns=_COLUMNS)
+_OWNED: Final = sql.SQL("""
+(%(owner)s::text IS NULL OR EXISTS (SELECT FROM orders AS o WHERE o.id = sagas.order_id AND o.client = %(owner)s))
+""")
+_SAGA: Final = sql.SQL("SELECT {columns} FROM sagas WHERE id = %(saga_id)s AND {owned}").format(columns=_COLUMNS, owned=_OWNED)
 _LOCK: Final = sql.SQL("{locked} WHERE id = %(saga_id)s FOR UPDATE").format(locked=_LOCKED)
-_LOCK_OF_ORDER: Final = sql.SQL("{locked} WHERE order_id = %(order_id)s FOR UPDATE").format(locked=_LOCKED)
+_LOCK_OF_ORDER: Final = sql.SQL("{locked} WHERE order_id = %(order_id)s AND {owned} FOR UPDATE").format(locked=_LOCKED, owned=_OWNED)
 # a saga that another transaction holds is being moved anyway: its deadline may be another one afterwards
 _LOCK_DUE: Final = sql.SQL("""
 {locked} WHERE deadline_at <= now() AND NOT id = ANY(%(skipped)s) ORDER BY deadline_at LIMIT 1 FOR UPDATE SKIP LOCKED
@@ -139,10 +142,10 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
     actor: str | None = None
 
 
-async def saga(conn: db.Connection, saga_id: UUID) -> domain.Saga | None:
-    """Read a saga."""
+async def saga(conn: db.Connection, saga_id: UUID, owner: str | None) -> domain.Saga | None:
+    """Read a saga, if its order is the owner's; None: whosever it is."""
     async with conn.cursor(row_factory=db.struct_row(domain.Saga)) as cursor:
-        await cursor.execute(_SAGA, {"saga_id": saga_id})
+        await cursor.execute(_SAGA, {"saga_id": saga_id, "owner": owner})
         return await cursor.fetchone()
 
 
@@ -151,9 +154,9 @@ async def lock(conn: db.Connection, saga_id: UUID) -> LockedSaga | None:
     return await _locked(conn, _LOCK, {"saga_id": saga_id})
 
 
-async def lock_of_order(conn: db.Connection, order_id: int) -> LockedSaga | None:
-    """Read and lock the saga of an order."""
-    return await _locked(conn, _LOCK_OF_ORDER, {"order_id": order_id})
+async def lock_of_order(conn: db.Connection, order_id: int, owner: str) -> LockedSaga | None:
+    """Read and lock the saga of an order, if it is the owner's."""
+    return await _locked(conn, _LOCK_OF_ORDER, {"order_id": order_id, "owner": owner})
 
 
 async def lock_due(conn: db.Connection, skipped: Collection[UUID]) -> LockedSaga | None:

@@ -17,8 +17,8 @@ class Settings(settings.Common, frozen=True, kw_only=True):
     The others are the saga's policy, see states.Policy.
     """
 
-    database_url: str
-    amqp_url: str
+    database_url: settings.DatabaseUrl
+    amqp_url: settings.BrokerUrl
     port: int = 8001
     retry_delays_s: str = ladder.DEFAULT
     pay_window_s: _Seconds = 900

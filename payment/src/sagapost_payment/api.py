@@ -6,11 +6,11 @@ from sagapost_chassis import consuming, db, health, web
 
 
 def app(pool: db.Pool, consumer: consuming.Consumer) -> types.ASGIApp:
-    """Build the application; the process is ready when its database and the broker are."""
+    """Build the application; the process is ready when its database and the broker are, degraded while the broker takes no messages."""
 
     async def database() -> bool:
         async with db.connection(pool) as conn:
             await conn.execute("SELECT 1")
         return True
 
-    return web.app(health.routes("payment", {"database": database, "rabbitmq": consumer.check}))
+    return web.app(health.routes("payment", {"database": database, "rabbitmq": consumer.check}, {"rabbitmq": consumer.flows}))

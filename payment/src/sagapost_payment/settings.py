@@ -11,9 +11,9 @@ class Settings(settings.Common, frozen=True, kw_only=True):
     """
 
     port: int = 8002
-    database_url: str
-    amqp_url: str
-    provider_url: str
+    database_url: settings.DatabaseUrl
+    amqp_url: settings.BrokerUrl
+    provider_url: settings.HttpsUrl
     provider_timeout_s: float = 10
     provider_attempts: int = 3
     look_s: float = 60

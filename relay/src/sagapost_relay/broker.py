@@ -24,7 +24,7 @@ class Broker:
     def __init__(
         self, url: str, name: str, *, on_change: Callable[[], None], plain: bool = False, exchange: str = topology.EXCHANGE
     ) -> None:
-        self._url = amqp.with_heartbeat(url)
+        self._url = url
         self._name = name
         self._on_change = on_change
         self._exchange = exchange
@@ -48,24 +48,27 @@ class Broker:
         """Connect.
 
         Raises:
-            BrokerUnavailableError: no connection within amqp.CONNECT_TIMEOUT_S seconds.
+            BrokerUnavailableError: no node that the URL names answered within amqp.CONNECT_TIMEOUT_S seconds.
 
         """
         reason = channels.unsupported()
         if reason is not None and not self._plain:
             self._plain = True
             telemetry.log.warning("relay.plain_publish", reason=reason)
-        connection = aiormq.Connection(self._url, client_properties={"connection_name": self._name}, transport_factory=self._transport)
+        self._connection = await amqp.first(self._url, self._connected)
+        self._connection.closing.add_done_callback(self._on_closing)
+        self._watcher = asyncio.create_task(self._watch(self._connection))
+
+    async def _connected(self, node: str) -> aiormq.Connection:
+        connection = aiormq.Connection(
+            amqp.with_heartbeat(node), client_properties={"connection_name": self._name}, transport_factory=self._transport
+        )
         try:
-            with amqp.failures("no connection to the broker"):
-                async with asyncio.timeout(amqp.CONNECT_TIMEOUT_S):
-                    await connection.connect()
+            await connection.connect()
         except BaseException:
             self._transport.abort()
             raise
-        self._connection = connection
-        connection.closing.add_done_callback(self._on_closing)
-        self._watcher = asyncio.create_task(self._watch(connection))
+        return connection
 
     async def lane(self, shard: int) -> lanes.Lane:
         """Open a channel for a shard, in confirm mode.

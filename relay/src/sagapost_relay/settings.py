@@ -11,8 +11,8 @@ class Settings(settings.Common, frozen=True, kw_only=True):
     retry_*: rows the broker does not take · plain_publish: use the client's own publish call.
     """
 
-    database_url: str
-    amqp_url: str
+    database_url: settings.DatabaseUrl
+    amqp_url: settings.BrokerUrl
     batch: int = 256
     port: int = 8011
     lease_s: float = 10

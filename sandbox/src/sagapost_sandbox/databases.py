@@ -9,9 +9,9 @@ CONNECT_TIMEOUT_S = 5
 
 
 def ensure_role(admin_dsn: str, name: str, password: str) -> None:
-    """Make a login role, or give an existing one this password."""
+    """Make a login role, or give an existing one this password; it may make roles itself, for who owns a database lets others in."""
     verb = sql.SQL("ALTER" if _exists(admin_dsn, "SELECT 1 FROM pg_roles WHERE rolname = %(name)s", name) else "CREATE")
-    _execute(admin_dsn, sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(verb, sql.Identifier(name), sql.Literal(password)))
+    _execute(admin_dsn, sql.SQL("{} ROLE {} LOGIN CREATEROLE PASSWORD {}").format(verb, sql.Identifier(name), sql.Literal(password)))
 
 
 def ensure_database(admin_dsn: str, name: str, owner: str) -> None:

@@ -23,6 +23,7 @@ _ACCESS: Final = """\
 host all all 127.0.0.1/32 scram-sha-256
 host replication all 127.0.0.1/32 scram-sha-256
 """
+# terse: the DETAIL of an error holds the failing row, a customer's address with it.
 # No Unix socket: its path would have to fit into 107 bytes, and a checkout may lie deeper than that.
 _SETTINGS: Final = """\
 listen_addresses = '127.0.0.1'
@@ -37,21 +38,31 @@ full_page_writes = {fsync}
 jit = off
 timezone = 'UTC'
 log_timezone = 'UTC'
-log_line_prefix = '%m [%p] %u@%d '
+log_line_prefix = '%m [%p] %u %d '
+log_error_verbosity = terse
 cluster_name = 'sagapost'
+"""
+_TLS: Final = """\
+ssl = on
+ssl_cert_file = '{certificate}'
+ssl_key_file = '{key}'
 """
 
 
 class Cluster:
     """A cluster with its data in `folder`; made at the first start, found again at every other one.
 
-    `fast` gives up what a power cut would need, not what kill -9 needs: for tests.
+    `fast` gives up what a power cut would need, not what kill -9 needs: for tests. `tls`: PEM files of certificate and key;
+    connections over TCP are refused without it then.
     """
 
-    def __init__(self, folder: pathlib.Path, port: int, *, fast: bool = False) -> None:
+    def __init__(
+        self, folder: pathlib.Path, port: int, *, fast: bool = False, tls: tuple[pathlib.Path, pathlib.Path] | None = None
+    ) -> None:
         self.folder = folder.absolute()
         self.port = port
         self.fast = fast
+        self.tls = tls
         self.data = self.folder / "data"
         self.log = self.folder / "server.log"
         self._record = self.folder / "server.pid"
@@ -101,7 +112,7 @@ class Cluster:
             self._initialise(account)
         binaries = self._binaries()
         self._clear_leftovers()
-        accounts.write(self.data / "sagapost.conf", _SETTINGS.format(port=self.port, fsync="off" if self.fast else "on"), account)
+        accounts.write(self.data / "sagapost.conf", self._settings(account), account)
         self._process = processes.spawn(
             [binaries.folder / "postgres", "-D", self.data], log=self.log, cwd=self.folder, env=self._environ(), account=account
         )
@@ -167,6 +178,15 @@ class Cluster:
         accounts.write(half_made / "pg_hba.conf", _ACCESS, account)
         accounts.write(half_made / "postgresql.conf", "include 'sagapost.conf'\n", account)
         half_made.rename(self.data)
+
+    def _settings(self, account: accounts.Account | None) -> str:
+        text = _SETTINGS.format(port=self.port, fsync="off" if self.fast else "on")
+        if self.tls is None:
+            return text
+        for name, source in zip(("server.crt", "server.key"), self.tls, strict=True):
+            accounts.write(self.data / name, source.read_text(encoding="ascii"), account)
+        accounts.write(self.data / "pg_hba.conf", _ACCESS.replace("host ", "hostssl "), account)
+        return text + _TLS.format(certificate="server.crt", key="server.key")
 
     def _clear_leftovers(self) -> None:
         """After kill -9: let orphaned backends end, and remove a postmaster.pid whose number may be somebody else's by now.

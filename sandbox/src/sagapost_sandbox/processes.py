@@ -1,10 +1,12 @@
 """Starts child processes, as an unprivileged user when we are root, and ends exactly those again; does not know what they do."""
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import shutil
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +20,9 @@ POLL_S: Final = 0.02
 KILL_WAIT_S: Final = 10.0
 LOG_LIMIT_BYTES: Final = 20_000_000
 TAIL_BYTES: Final = 3_000
+_FIRST_SOCKET: Final = 3  # SD_LISTEN_FDS_START
+# A program takes sockets only when its own process id is named, and only the program itself can know that before it runs.
+_ACTIVATED: Final = ("/bin/sh", "-c", 'export LISTEN_PID=$$; exec "$@"', "sh")
 _GONE: Final = frozenset("ZXx")
 # Fields of /proc/PID/stat counted from behind the closing bracket of the name: man 5 proc numbers state as 3.
 _STATE, _PARENT, _SESSION, _STARTED = 0, 1, 3, 19
@@ -113,27 +118,36 @@ def spawn(
     cwd: pathlib.Path,
     env: Mapping[str, str],
     account: accounts.Account | None = None,
+    sockets: Sequence[tuple[str, socket.socket]] = (),
 ) -> Process:
     """Start a program in a session of its own, both streams appended to `log`; `account` needs root.
 
     `cwd` is entered before the rights are dropped. posix_spawn instead of Popen: the child may well outlive us.
+    Listening `sockets` are handed over by name, in the manner of systemd's socket activation.
     """
     if log.exists() and log.stat().st_size > LOG_LIMIT_BYTES:
         log.replace(log.with_suffix(".1.log"))
-    line = [_program("env"), f"--chdir={cwd}", *accounts.prefix(account, cwd), *map(str, arguments)]
-    pid = os.posix_spawn(
-        line[0],
-        line,
-        dict(env),
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ],
-        setsid=True,
-        setsigmask=[],
-        setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXFSZ],
-    )
+    line = [_program("env"), f"--chdir={cwd}", *accounts.prefix(account, cwd), *(_ACTIVATED if sockets else ()), *map(str, arguments)]
+    # copies far above where they go, so that no dup2 hits one that is still to be moved
+    copies = [fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, _FIRST_SOCKET + len(sockets)) for _, one in sockets]
+    try:
+        pid = os.posix_spawn(
+            line[0],
+            line,
+            dict(env) | ({"LISTEN_FDS": str(len(sockets)), "LISTEN_FDNAMES": ":".join(name for name, _ in sockets)} if sockets else {}),
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+                *((os.POSIX_SPAWN_DUP2, copy, _FIRST_SOCKET + nth) for nth, copy in enumerate(copies)),
+            ],
+            setsid=True,
+            setsigmask=[],
+            setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXFSZ],
+        )
+    finally:
+        for copy in copies:
+            os.close(copy)
     fields = _stat(pid)  # there even when it has ended already: it is our child, and not reaped
     return Process(Record(pid=pid, started=int(fields[_STARTED]) if fields else 0, boot=_boot()))
 
@@ -182,10 +196,10 @@ def pids() -> Iterator[int]:
     return (int(entry.name) for entry in pathlib.Path("/proc").iterdir() if entry.name.isdigit())
 
 
-def tail(log: pathlib.Path) -> str:
+def tail(log: pathlib.Path, size_bytes: int = TAIL_BYTES) -> str:
     """Return the end of a log, for an error message."""
     try:
-        return log.read_bytes()[-TAIL_BYTES:].decode(errors="replace").strip()
+        return log.read_bytes()[-size_bytes:].decode(errors="replace").strip()
     except OSError:
         return "(no log)"
 

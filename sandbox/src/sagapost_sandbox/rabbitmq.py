@@ -8,6 +8,8 @@ import signal
 import time
 from typing import Final
 
+import msgspec
+
 from sagapost_sandbox import accounts, apt, errors, management, packages, processes
 
 HOST: Final = "127.0.0.1"
@@ -37,6 +39,22 @@ management.rates_mode = basic
 log.console = true
 log.console.level = info
 """
+_TLS: Final = """\
+listeners.ssl.1 = 127.0.0.1:{port}
+ssl_options.certfile = {certificate}
+ssl_options.keyfile = {key}
+ssl_options.cacertfile = {certificate}
+ssl_options.verify = verify_none
+ssl_options.fail_if_no_peer_cert = false
+"""
+
+
+class Tls(msgspec.Struct, frozen=True, kw_only=True):
+    """A listener for amqps, with PEM files of its certificate and key."""
+
+    port: int
+    certificate: pathlib.Path
+    key: pathlib.Path
 
 
 class Node:
@@ -51,11 +69,13 @@ class Node:
         dist_port: int,
         *,
         credentials: tuple[str, str] = DEVELOPMENT,
+        tls: Tls | None = None,
     ) -> None:
         self.folder = folder.absolute()
         self.amqp_port = amqp_port
         self.epmd_port = epmd_port
         self.dist_port = dist_port
+        self.tls = tls
         self.management = management.Management(host=HOST, port=management_port, user=credentials[0], password=credentials[1])
         # The short name with @localhost needs no entry for this machine's name anywhere.
         self.nodename = f"sagapost-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:10]}@localhost"
@@ -144,6 +164,11 @@ class Node:
         config = _CONFIG.format(
             amqp_port=self.amqp_port, management_port=self.management.port, user=self.management.user, password=self.management.password
         )
+        if self.tls is not None:
+            inside = {"certificate": self.folder / "server.crt", "key": self.folder / "server.key"}
+            accounts.write(inside["certificate"], self.tls.certificate.read_text(encoding="ascii"), account)
+            accounts.write(inside["key"], self.tls.key.read_text(encoding="ascii"), account)
+            config += _TLS.format(port=self.tls.port, **inside)
         accounts.write(self.folder / "rabbitmq.conf", config, account)
         accounts.write(self.folder / "advanced.config", "[].\n", account)
         accounts.write(self.folder / "enabled_plugins", "[rabbitmq_management].\n", account)

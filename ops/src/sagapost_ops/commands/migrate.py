@@ -1,6 +1,7 @@
 """`migrate`: brings the two databases to their newest revision, or tells where they are."""
 
 import functools
+import os
 import time
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -10,7 +11,7 @@ import rich_click as click
 import sqlalchemy.exc
 
 from sagapost_chassis import settings
-from sagapost_ops import errors, migrations, screen, targets
+from sagapost_ops import errors, migrations, rights, roles, screen, targets
 from sagapost_ops.commands import options
 
 _RETRY_S: Final = 0.2
@@ -19,17 +20,19 @@ R = TypeVar("R")
 
 
 class Revision(msgspec.Struct, frozen=True, kw_only=True):
-    """Where one database is and where it could be; None for an empty one."""
+    """Where one database is and where it could be; None for an empty one. `roles`: how many have been given their rights."""
 
     database: str
     revision: str | None
     newest: str | None
+    roles: int = 0
 
 
 _only = click.option("--only", type=click.Choice(migrations.DATABASES), help="One database instead of both.")
 _wait = click.option(
     "--wait", "wait_s", type=click.FloatRange(0, 3600), default=0, metavar="S", help="Seconds to wait for a database that is not up yet."
 )
+_roles = click.option("--roles", "with_roles", is_flag=True, help="Make the roles of services and relays, or set their passwords.")
 
 
 @click.group(
@@ -37,7 +40,11 @@ _wait = click.option(
     help="""Bring the databases of order and payment to their newest revision.
 
     Both addresses come from SAGAPOST_ORDER_DATABASE_URL and SAGAPOST_PAYMENT_DATABASE_URL; when neither is set, from the
-    running stack. `./sagapost up` has done this already.
+    running stack; their users own the databases. `./sagapost up` has done this already.
+
+    Services and relays have roles of their own with few rights: order_service, order_relay, payment_service, payment_relay.
+    `up` gives those that are there their rights; `up --roles` makes them, with passwords from
+    SAGAPOST_DATABASE_PASSWORD_ORDER_SERVICE and so on; in development these have defaults.
 
     \b
       ./sagapost migrate status
@@ -51,16 +58,21 @@ def command() -> None:
 
 @command.command(help="Bring every database to its newest revision; harmless when it is there already.")
 @_only
+@_roles
 @_wait
 @options.port_offset
 @options.as_json
-def up(*, only: str | None, wait_s: float, port_offset: int, as_json: bool) -> None:
-    """Upgrade and say to what."""
+def up(*, only: str | None, with_roles: bool, wait_s: float, port_offset: int, as_json: bool) -> None:
+    """Upgrade, set the rights and say to what."""
     deadline = time.monotonic() + wait_s
     done: list[Revision] = []
-    for database, url in _chosen(only, port_offset):
+    chosen = _chosen(only, port_offset)
+    passwords = {database: roles.passwords(os.environ, database) for database, _ in chosen} if with_roles else {}
+    for database, url in chosen:
         revision = _patiently(url, deadline, functools.partial(migrations.upgrade, url, database))
-        done.append(Revision(database=database, revision=revision, newest=revision))
+        if with_roles:
+            rights.make(url, database, passwords[database])
+        done.append(Revision(database=database, revision=revision, newest=revision, roles=rights.grant(url, database)))
     _show(done, as_json=as_json)
 
 
@@ -106,4 +118,5 @@ def _show(lines: list[Revision], *, as_json: bool) -> None:
         return
     for line in lines:
         behind = "" if line.revision == line.newest else f", behind {line.newest}: ./sagapost migrate up"
-        screen.out().print(f"{line.database}: {line.revision or 'empty'}{behind}", soft_wrap=True)
+        given = f", {line.roles} roles have their rights" if line.roles else ""
+        screen.out().print(f"{line.database}: {line.revision or 'empty'}{behind}{given}", soft_wrap=True)

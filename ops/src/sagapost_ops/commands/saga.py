@@ -36,7 +36,8 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     by themselves. When tries do not help it is parked, in notify_failed or compensation_failed: it is still tried now and then,
     and `attention` says why it calls for you. What you do needs a reason; the saga's history keeps it, with your name.
 
-    Name a saga by its order's number or by its own id.
+    Name a saga by its order's number or by its own id. Where the gateway asks for an API key, set SAGAPOST_API_KEY to one with ops:read
+    and, to act, ops:write.
 
     \b
       ./sagapost saga list --attention      # which call for a person?
@@ -93,7 +94,7 @@ def show_list(*, state: str | None, stuck: bool, attention: bool, limit: int, po
 
     With --watch each row is printed when it is written, until the saga is done; Ctrl-C stops watching and changes nothing.
 
-    With --json it is the document of GET /api/sagas/{id}; with --watch as well, each row of the history on a line of its own and
+    With --json it is the document of GET /api/ops/sagas/{id}; with --watch as well, each row of the history on a line of its own and
     then the document on one line.
 
     \b

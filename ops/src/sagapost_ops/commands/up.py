@@ -62,8 +62,9 @@ def command(*, detach: bool, fresh: bool, payment_delay: float, email_delay: flo
     state.prepare(home)
     (home / state.FILE).unlink(missing_ok=True)
     made = plan.make(wanted, plan.choose_ports(wanted, ports.next_free), home)
+    supervisor.save(home, made)
     if detach:
-        _show(_start_behind(home, made), as_json=as_json)
+        _show(_start_behind(home), as_json=as_json)
     else:
         _start_in_front(home, made, as_json=as_json)
 
@@ -96,8 +97,7 @@ def _start_in_front(home: Path, made: plan.Plan, *, as_json: bool) -> None:
     console.print("Everything has stopped.")
 
 
-def _start_behind(home: Path, made: plan.Plan) -> state.State:
-    supervisor.save(home, made)
+def _start_behind(home: Path) -> state.State:
     child = processes.spawn(
         [sys.executable, "-P", "-m", "sagapost_ops.supervisor", home], log=home / "logs" / "supervisor.log", cwd=home, env=os.environ
     )

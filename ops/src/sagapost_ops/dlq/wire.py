@@ -16,6 +16,8 @@ import pamqp.common
 import pamqp.exceptions
 import pamqp.frame
 
+from sagapost_chassis import amqp
+
 TIMEOUT_S: Final = 10.0
 CONFIRM_S: Final = 30.0
 _GREETING: Final = b"AMQP\x00\x00\x09\x01"
@@ -80,8 +82,7 @@ class Link:
         self._coming: dict[int, _Coming] = {}
         self._delivered: dict[int, collections.deque[Delivery]] = {}
         self._returned = 0
-        parts = urllib.parse.urlsplit(url)
-        self._socket = _connected(parts)
+        parts, self._socket = _reached(url)
         try:
             self._shake_hands(parts, name)
         except BaseException:
@@ -286,6 +287,18 @@ class Link:
             if not more:
                 raise WireError("the broker closed the connection")
             self._buffer += more
+
+
+def _reached(url: str) -> tuple[urllib.parse.SplitResult, socket.socket]:
+    """Connect to the first node of a cluster that answers."""
+    left = [urllib.parse.urlsplit(node) for node in amqp.nodes(url)]
+    while True:
+        parts = left.pop()
+        try:
+            return parts, _connected(parts)
+        except WireError:
+            if not left:
+                raise
 
 
 def _connected(parts: urllib.parse.SplitResult) -> socket.socket:

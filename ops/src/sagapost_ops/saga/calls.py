@@ -1,5 +1,6 @@
 """What `saga` asks of the gateway, and what each refusal means as an exit code; it prints nothing."""
 
+import os
 import uuid
 from collections.abc import Mapping
 from typing import Final, TypeVar
@@ -7,10 +8,13 @@ from urllib.parse import urlencode
 
 import msgspec
 
+from sagapost_contracts import access
 from sagapost_ops import client, errors, targets
 from sagapost_ops.saga import resources
 
 PAGE_MAX: Final = 200
+_ORDER_MAX: Final = 2**63 - 1
+_KEY: Final = "SAGAPOST_API_KEY"
 _AWAY: Final = frozenset({429, 502, 503, 504})
 
 T = TypeVar("T")
@@ -44,9 +48,15 @@ def find(gateway: client.Client, name: str) -> str:
     """
     if not _is_number(name):
         return _saga_id(name) or name
-    answer = gateway.call("GET", f"/api/orders/{int(name)}/status")
-    checked(answer, missing=f"there is no order {int(name)}; see: ./sagapost saga list")
-    return decoded(answer.body, resources.Placed).saga_id
+    number = int(name)
+    found: list[msgspec.Raw] = []
+    if number < _ORDER_MAX:
+        found, _ = _page(gateway, {"limit": "1", "cursor": str(number + 1)})  # the newest before the next one
+    for one in found:
+        listed_saga = decoded(bytes(one), resources.Listed)
+        if listed_saga.order_id == number:
+            return listed_saga.saga_id
+    raise errors.NothingMatchedError(f"there is no order {number}; see: ./sagapost saga list")
 
 
 def read(gateway: client.Client, saga_id: str) -> bytes:
@@ -57,7 +67,7 @@ def read(gateway: client.Client, saga_id: str) -> bytes:
         UnfitError, FailedError: the gateway does not answer, or not so.
 
     """
-    answer = gateway.call("GET", f"/api/sagas/{saga_id}")
+    answer = gateway.call("GET", f"/api/ops/sagas/{saga_id}", headers=credentials())
     checked(answer, missing=f"there is no saga {saga_id}; see: ./sagapost saga list")
     return answer.body
 
@@ -73,11 +83,8 @@ def listed(gateway: client.Client, filters: Mapping[str, str], limit: int) -> tu
     cursor: str | None = None
     while True:
         query = {**filters, "limit": str(min(PAGE_MAX, limit + 1 - len(found)))} | ({"cursor": cursor} if cursor else {})
-        answer = gateway.call("GET", f"/api/ops/sagas?{urlencode(query)}")
-        checked(answer, missing="this gateway has no list of sagas; is it of an older version?")
-        page = decoded(answer.body, resources.Page)
-        found.extend(page.sagas)
-        cursor = page.next_cursor
+        sagas, cursor = _page(gateway, query)
+        found.extend(sagas)
         if cursor is None or len(found) > limit:
             return found[:limit], len(found) > limit
 
@@ -91,7 +98,7 @@ def act(gateway: client.Client, saga_id: str, action: str, version: int, body: M
         UnfitError: the gateway does not answer.
 
     """
-    answer = gateway.call("POST", f"/api/ops/sagas/{saga_id}/{action}", body, {"If-Match": f'"{version}"'})
+    answer = gateway.call("POST", f"/api/ops/sagas/{saga_id}/{action}", body, {**credentials(), "If-Match": f'"{version}"'})
     if answer.status == 412:
         raise errors.FailedError(f"{said(answer)} Nothing has changed; see: ./sagapost saga show {saga_id}")
     if answer.status == 504:
@@ -128,6 +135,8 @@ def checked(answer: client.Answer, *, missing: str) -> None:
         return
     if answer.status == 404:
         raise errors.NothingMatchedError(missing)
+    if answer.status == 401:
+        raise errors.UnfitError(f"{said(answer)} Set {_KEY} to one; make it with: ./sagapost keys create --client NAME --scope ops:read")
     if answer.status in _AWAY:
         raise errors.UnfitError(f"the gateway answered {answer.status}: {said(answer)} See ./sagapost status")
     raise errors.FailedError(f"refused ({answer.status}): {said(answer)}")
@@ -140,6 +149,21 @@ def said(answer: client.Answer) -> str:
     except (msgspec.MsgspecError, UnicodeDecodeError):
         problem = resources.Problem()
     return problem.detail or problem.title or answer.body[:200].decode(errors="replace") or "no reason was given."
+
+
+def credentials() -> dict[str, str]:
+    """Give the header with the operator's key; nothing without one, which does in development."""
+    key = os.environ.get(_KEY, "")
+    if key and access.env_of(key) is None:
+        raise errors.UnfitError(f"{_KEY} does not hold an API key; make one with: ./sagapost keys create --client NAME --scope ops:read")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _page(gateway: client.Client, query: Mapping[str, str]) -> tuple[list[msgspec.Raw], str | None]:
+    answer = gateway.call("GET", f"/api/ops/sagas?{urlencode(query)}", headers=credentials())
+    checked(answer, missing="this gateway has no list of sagas; is it of an older version?")
+    page = decoded(answer.body, resources.Page)
+    return list(page.sagas), page.next_cursor
 
 
 def _is_number(text: str) -> bool:

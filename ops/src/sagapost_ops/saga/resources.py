@@ -72,12 +72,6 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     next_cursor: str | None
 
 
-class Placed(msgspec.Struct, frozen=True, kw_only=True):
-    """What names an order's saga."""
-
-    saga_id: str
-
-
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """Why the gateway refused."""
 

@@ -80,9 +80,9 @@ def _opened(url: str, saga_id: str, after: int) -> Generator[Frame | None]:
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=SILENCE_S)
-    headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
+    headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after), **calls.credentials()}
     try:
-        connection.request("GET", f"{parts.path.rstrip('/')}/api/sagas/{saga_id}/events", headers=headers)
+        connection.request("GET", f"{parts.path.rstrip('/')}/api/ops/sagas/{saga_id}/events", headers=headers)
         answer = connection.getresponse()
         if answer.status != 200:
             _refused(answer, saga_id)

@@ -4,6 +4,7 @@ import http.client
 from collections.abc import Mapping
 from typing import Final
 
+from sagapost_chassis import production, settings
 from sagapost_contracts import topology
 from sagapost_ops import errors
 from sagapost_ops.topology import found
@@ -24,17 +25,24 @@ def development_password(name: str) -> str:
 
 
 def passwords(environ: Mapping[str, str]) -> dict[str, str]:
-    """Read every user's password; with SAGAPOST_ENV=production none may be missing or the default.
+    """Read every user's password; with SAGAPOST_ENV=production none may be missing or weak.
 
     Raises:
         UnfitError: names every variable that is.
 
     """
-    chosen = {user.name: environ.get(variable(user.name)) or development_password(user.name) for user in topology.USERS}
-    if environ.get("SAGAPOST_ENV") == "production":
-        weak = [variable(name) for name, password in chosen.items() if password == development_password(name)]
-        if weak:
-            raise errors.UnfitError(f"in production each user of the broker needs a password of its own; set {', '.join(weak)}")
+    chosen: dict[str, str] = {}
+    faults: list[str] = []
+    for user in topology.USERS:
+        try:
+            chosen[user.name] = settings.read(environ, variable(user.name)) or development_password(user.name)
+        except settings.SettingsError as exc:
+            faults.append(str(exc))
+            continue
+        if environ.get("SAGAPOST_ENV") == settings.PRODUCTION:
+            faults += [f"refused in production: {variable(user.name)}: {reason}" for reason in production.secret(chosen[user.name])]
+    if faults:
+        raise errors.UnfitError("\n".join(faults))
     return chosen
 
 

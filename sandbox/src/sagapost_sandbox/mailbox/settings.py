@@ -1,12 +1,24 @@
 """The mailbox's settings from the environment; knows no default but development's."""
 
+from typing import Literal
+
 from sagapost_chassis import settings
 
 
 class Settings(settings.Common, frozen=True, kw_only=True):
-    """`mailbox_ledger` is the file of the accepted mails; `mailbox_delay_s` what the server takes to accept one."""
+    """`mailbox_ledger` is the file of the accepted mails; `mailbox_delay_s` what the server takes to accept one.
+
+    `smtp_tls` starttls demands it before any mail; both modes need `smtp_certificate` and `smtp_key`, PEM files.
+    """
 
     port: int = 8026
     smtp_port: int = 1025
     mailbox_ledger: str
     mailbox_delay_s: float = 0.0
+    smtp_tls: Literal["off", "starttls", "tls"] = "off"
+    smtp_certificate: str = ""
+    smtp_key: str = ""
+
+    def weaknesses(self) -> list[str]:
+        """Name itself."""
+        return ["the sandbox's mailbox delivers no mail; it is for development and tests only"]

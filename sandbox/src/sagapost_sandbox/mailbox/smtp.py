@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ssl
 import types
 from collections.abc import Callable
 from typing import Final
@@ -49,7 +50,7 @@ class Conduct:
 class Session(smtp.SMTP):
     """One conversation; the two phases that aiosmtpd has no hook for."""
 
-    def __init__(self, hooks: types.SimpleNamespace, conduct: Conduct) -> None:
+    def __init__(self, hooks: types.SimpleNamespace, conduct: Conduct, tls: ssl.SSLContext | None) -> None:
         super().__init__(
             hooks,
             hostname=HOSTNAME,
@@ -58,6 +59,8 @@ class Session(smtp.SMTP):
             enable_SMTPUTF8=True,
             timeout=IDLE_S,
             loop=asyncio.get_running_loop(),
+            tls_context=tls,
+            require_starttls=tls is not None,
         )
         self._conduct = conduct
         self._smtp_methods["DATA"] = self._data
@@ -84,8 +87,8 @@ class Session(smtp.SMTP):
             self.transport.close()
 
 
-def sessions(mails: store.Store, conduct: Conduct) -> Callable[[], Session]:
-    """Return what makes a session for each connection."""
+def sessions(mails: store.Store, conduct: Conduct, tls: ssl.SSLContext | None = None) -> Callable[[], Session]:
+    """Return what makes a session for each connection; `tls` is for STARTTLS, which is demanded then."""
 
     async def greet(server: smtp.SMTP, session: smtp.Session, _: smtp.Envelope, hostname: str) -> str:
         session.host_name = hostname
@@ -117,7 +120,7 @@ def sessions(mails: store.Store, conduct: Conduct) -> Callable[[], Session]:
     hooks = types.SimpleNamespace(
         handle_HELO=greet, handle_EHLO=greet_extended, handle_MAIL=begin, handle_RCPT=address_to, handle_DATA=accept
     )
-    return lambda: Session(hooks, conduct)
+    return lambda: Session(hooks, conduct, tls)
 
 
 async def _accept(mails: store.Store, conduct: Conduct, server: smtp.SMTP, envelope: smtp.Envelope) -> str:

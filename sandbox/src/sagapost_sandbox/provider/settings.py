@@ -9,3 +9,7 @@ class Settings(settings.Common, frozen=True, kw_only=True):
     port: int = 8004
     provider_ledger: str
     provider_delay_s: float = 0.0
+
+    def weaknesses(self) -> list[str]:
+        """Name itself."""
+        return ["the sandbox's payment provider moves no money; it is for development and tests only"]

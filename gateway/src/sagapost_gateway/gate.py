@@ -1,0 +1,55 @@
+"""How many may be served at once: a bounded number of turns, a short queue for them, and no more; it must not know for what."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import prometheus_client
+
+from sagapost_gateway import errors
+
+WAIT_S: Final = 0.5  # the queue's length keeps waiting short; this is for an order service that has become slow
+TITLE: Final = "Too much is being asked at once"
+DETAIL: Final = "Nothing was done. Try again in a second."
+
+SHED: Final = prometheus_client.Counter("sagapost_gateway_shed", "Requests refused because too many others were being served", ["where"])
+
+
+class Gate:
+    """Gives `turns` at once; at most `queued` wait for one, each at most `wait_s` seconds, in the order in which they came."""
+
+    def __init__(self, turns: int, queued: int, wait_s: float = WAIT_S) -> None:
+        self._turns = asyncio.Semaphore(turns)
+        self._max_queued = queued
+        self._queued = 0
+        self._wait_s = wait_s
+
+    def full(self) -> bool:
+        """Whether whoever comes now is refused: to be asked before any work is done for a request."""
+        return self._queued >= self._max_queued and self._turns.locked()
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncGenerator[None]:
+        """Hold a turn for the block.
+
+        Raises:
+            OverloadedError: the queue is full, or no turn became free in time.
+
+        """
+        if self.full():
+            SHED.labels("gate").inc()
+            raise errors.OverloadedError("the queue is full")
+        self._queued += 1
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await self._turns.acquire()
+        except TimeoutError as exc:
+            SHED.labels("queue").inc()
+            raise errors.OverloadedError(f"no turn within {self._wait_s:g} s") from exc
+        finally:
+            self._queued -= 1
+        try:
+            yield
+        finally:
+            self._turns.release()

@@ -1,0 +1,160 @@
+"""A RabbitMQ cluster of three nodes under load: a leader is killed, hangs, and the majority is lost; orders go on, and nothing is.
+
+SAGAPOST_LEADERS=20 kills as many leaders, one after the other.
+"""
+
+import asyncio
+import functools
+import http.client
+import os
+import pathlib
+import signal
+import statistics
+import sys
+import time
+import uuid
+from collections.abc import Generator, Mapping
+
+import msgspec
+import psycopg
+import pytest
+from faults import customers as buyers
+from faults import stack as stacks
+
+from sagapost_chassis import topology
+from sagapost_contracts import topology as contract
+from sagapost_sandbox import broker_cluster, databases, management, rabbitmq
+from sagapost_sandbox.testing import polling, servers
+
+LEADERS = int(os.environ.get("SAGAPOST_LEADERS", "1"))
+HUNG_S = float(os.environ.get("SAGAPOST_HUNG_S", "8"))  # 20 is longer than the heartbeats after which both sides give a connection up
+pytestmark = pytest.mark.timeout(240 + 60 * LEADERS)
+
+
+class Led(msgspec.Struct):
+    """What these tests read of a queue."""
+
+    leader: str
+
+
+@pytest.fixture(scope="module")
+def cluster(run_folder: pathlib.Path) -> Generator[broker_cluster.Cluster]:
+    """Run three nodes."""
+    made = broker_cluster.Cluster(run_folder / f"cluster-{uuid.uuid4().hex[:6]}")
+    try:
+        made.start()
+        yield made
+    finally:
+        made.kill()
+
+
+@pytest.fixture(scope="module")
+def shop(
+    tmp_path_factory: pytest.TempPathFactory,
+    cluster: broker_cluster.Cluster,
+    database_server: servers.Databases,
+    templates: Mapping[str, str],
+) -> Generator[stacks.Stack]:
+    """Run every service on the cluster."""
+    mark = uuid.uuid4().hex[:8]
+    urls: dict[str, str] = {}
+    for service, template in templates.items():
+        databases.clone(database_server.admin_dsn, template, f"{service}_{mark}", f"{service}_user")
+        urls[service] = database_server.dsn(f"{service}_user", f"{service}_password", f"{service}_{mark}")
+    asyncio.run(topology.declare(cluster.amqp_url()))
+    made = stacks.make(tmp_path_factory.mktemp("cluster"), urls, cluster.amqp_url(), cluster.nodes[0])
+    try:
+        yield made.start_all()
+    finally:
+        made.stop()
+        for service in urls:
+            databases.drop(database_server.admin_dsn, f"{service}_{mark}")
+
+
+def _leader(cluster: broker_cluster.Cluster) -> rabbitmq.Node:
+    """Find the node that leads payment's queue."""
+    alive = next(node for node in cluster.nodes if node.running())
+    found = management.request(alive.management, "GET", f"/api/queues/%2F/{contract.PAYMENT_QUEUE}")
+    name = msgspec.convert(found, Led).leader
+    return next(node for node in cluster.nodes if node.nodename == name)
+
+
+def _paid(shop: stacks.Stack) -> int:
+    with psycopg.connect(str(shop.known.order_database_url)) as conn:
+        found = conn.execute("SELECT count(*) FROM saga_history WHERE event = 'PaymentProcessed'").fetchone()
+    return int(found[0]) if found else 0
+
+
+def _goes_on(shop: stacks.Stack, than: int) -> bool:
+    return _paid(shop) > than
+
+
+def _whole(shop: stacks.Stack, customers: buyers.Customers) -> None:
+    for order in customers.bought:
+        shop.ended(order.saga_id, deadline_s=90)
+    shop.verified()
+
+
+def test_a_leader_that_dies_stops_payments_for_seconds_and_no_checkout(cluster: broker_cluster.Cluster, shop: stacks.Stack) -> None:
+    """Another node leads, services find it, the dead node comes back and follows; every order is paid and told once."""
+    customers = buyers.Customers(shop)
+    gaps_s: list[float] = []
+    for _ in range(LEADERS):
+        with customers.buying():
+            polling.eventually(functools.partial(customers.have, len(customers.bought) + 10), 60)
+            polling.eventually(functools.partial(_goes_on, shop, _paid(shop)), 60)
+            leader = _leader(cluster)
+            leader.kill()
+            killed, before = time.monotonic(), _paid(shop)
+            polling.eventually(functools.partial(_goes_on, shop, before), 60)
+            gaps_s.append(time.monotonic() - killed)
+            polling.eventually(functools.partial(customers.have, len(customers.bought) + 10), 60)
+        leader.start()
+    sys.stdout.write(f"\n{LEADERS} leaders killed, {len(customers.bought)} orders; until the next payment: ")
+    sys.stdout.write(f"median {statistics.median(gaps_s):.2f} s, longest {max(gaps_s):.2f} s\n")
+    _whole(shop, customers)
+
+
+def test_a_leader_that_hangs_is_given_up_and_loses_nothing(cluster: broker_cluster.Cluster, shop: stacks.Stack) -> None:
+    """A node that answers nothing, with connections that stay open: checkouts go on, and so do payments before it wakes, or after."""
+    customers = buyers.Customers(shop)
+    with customers.buying():
+        polling.eventually(functools.partial(customers.have, 10), 60)
+        leader = _leader(cluster)
+        assert leader.pid is not None
+        os.kill(leader.pid, signal.SIGSTOP)
+        stopped, before = time.monotonic(), _paid(shop)
+        try:
+            polling.eventually(functools.partial(_past, stopped + HUNG_S), HUNG_S + 10)
+            during = _paid(shop) - before
+        finally:
+            os.kill(leader.pid, signal.SIGCONT)
+        polling.eventually(functools.partial(_goes_on, shop, _paid(shop)), 60)
+    sys.stdout.write(f"\na leader hung for {HUNG_S:.0f} s: {during} payments meanwhile, {len(customers.bought)} orders\n")
+    _whole(shop, customers)
+
+
+def test_without_a_majority_checkouts_are_taken_and_paid_when_it_is_back(cluster: broker_cluster.Cluster, shop: stacks.Stack) -> None:
+    """Two of three nodes die: nothing can be confirmed, every checkout is answered 202 all the same, and ends when they return."""
+    customers = buyers.Customers(shop)
+    lost = cluster.nodes[1:]
+    with customers.buying():
+        polling.eventually(functools.partial(customers.have, 5), 60)
+        for node in lost:
+            node.kill()
+        polling.eventually(functools.partial(customers.have, len(customers.bought) + 20), 60)
+        for node in lost:
+            node.start()
+    polling.eventually(functools.partial(_answers, cluster), 60)
+    _whole(shop, customers)
+
+
+def _past(moment: float) -> bool:
+    return time.monotonic() > moment
+
+
+def _answers(cluster: broker_cluster.Cluster) -> bool:
+    try:
+        return all(management.answers(node.management) for node in cluster.nodes)
+    except (OSError, http.client.HTTPException):
+        return False

@@ -1,0 +1,66 @@
+"""Each program started in production mode as development has it: it does not start, says why, and says no secret."""
+
+import subprocess
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from sagapost_ops import plan, roles
+from sagapost_ops.topology import accounts
+from sagapost_sandbox.testing import services
+
+Start = Callable[[str, Mapping[str, str]], services.Service]
+PORTS = plan.choose_ports(plan.Options(), lambda port, _: port)
+
+
+@pytest.mark.parametrize(
+    ("unit", "named"),
+    [
+        ("order", {"SAGAPOST_DATABASE_URL", "SAGAPOST_AMQP_URL"}),
+        ("payment", {"SAGAPOST_DATABASE_URL", "SAGAPOST_AMQP_URL", "SAGAPOST_PROVIDER_URL"}),
+        ("email", {"SAGAPOST_AMQP_URL", "SAGAPOST_SMTP_TLS"}),
+        ("relay-order", {"SAGAPOST_DATABASE_URL", "SAGAPOST_AMQP_URL"}),
+        ("provider", {"the sandbox's payment provider moves no money; it is for development and tests only"}),
+        ("mailbox", {"the sandbox's mailbox delivers no mail; it is for development and tests only"}),
+    ],
+)
+def test_a_program_with_development_s_settings_does_not_start(
+    start_service: Start, tmp_path_factory: pytest.TempPathFactory, unit: str, named: set[str]
+) -> None:
+    """What `./sagapost up` gives it is refused with exit code 2: every weak setting by name, no password in what is written."""
+    home = tmp_path_factory.mktemp("home")
+    made = next(one for one in plan.make(plan.Options(), PORTS, home).units if one.name == unit)
+
+    service = start_service(made.arguments[0], made.environ | {"SAGAPOST_ENV": "production"})
+
+    assert service.wait() == 2
+    lines = service.logs().splitlines()
+    assert {line.removeprefix("refused in production: ").partition(": ")[0] for line in lines} == named
+    passwords = {roles.development_password(role.name) for role in roles.ROLES} | {accounts.development_password(unit)}
+    assert [line for line in lines if any(password in line for password in passwords)] == []
+
+
+def test_secrets_stand_in_no_command_line(start_service: Start, order_db: str, vhost: str) -> None:
+    """Settings come from the environment or from files: /proc/PID/cmdline, which everybody may read, holds none."""
+    service = start_service("order", {"SAGAPOST_DATABASE_URL": order_db, "SAGAPOST_AMQP_URL": vhost}).wait_ready()
+
+    shown = subprocess.run(["/bin/ps", "-o", "args=", "-p", str(service.pid)], capture_output=True, text=True, check=True, timeout=10)
+
+    assert "sagapost_order" in shown.stdout
+    assert "order_password" not in shown.stdout
+
+
+def test_a_service_runs_on_secrets_from_files(
+    start_service: Start, order_db: str, vhost: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Both addresses with their passwords from mounted files: it becomes ready, and its environment holds no password."""
+    folder = tmp_path_factory.mktemp("secrets")
+    (folder / "database").write_text(f"{order_db}\n", encoding="utf-8")
+    (folder / "broker").write_text(f"{vhost}\n", encoding="utf-8")
+
+    service = start_service(
+        "order", {"SAGAPOST_DATABASE_URL_FILE": str(folder / "database"), "SAGAPOST_AMQP_URL_FILE": str(folder / "broker")}
+    )
+
+    service.wait_ready()
+    assert not any("order_password" in value for value in service.env.values())

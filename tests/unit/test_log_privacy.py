@@ -1,0 +1,107 @@
+"""No log line holds an address or a card number, and nobody can write a line of their own into the log."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sagapost_chassis import privacy
+
+CODE = r"""
+import json, logging, sys
+from sagapost_chassis import telemetry
+
+telemetry.configure("test")
+for fields in json.load(sys.stdin):
+    if "raises" in fields:
+        try:
+            raise ValueError(fields["raises"])
+        except ValueError as exc:
+            telemetry.log.error("it.failed", exc_info=exc)
+    elif "library" in fields:
+        logging.getLogger("aiormq").error("%s", fields["library"])
+    else:
+        telemetry.log.warning("it.happened", **fields)
+"""
+CARDS = ("4111111111111111", "4111 1111 1111 1111", "4111-1111-1111-1111", "378282246310005", "6011000990139424", "4222222222222")
+
+
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("around", ["{}", "card {} declined", '{{"number": "{}"}}', "/api/orders/{}", "number={}", "{},"])
+def test_a_card_number_is_taken_out(card: str, around: str) -> None:
+    """Alone, in a sentence, in JSON, in a path."""
+    assert privacy.scrubbed(around.format(card)) == around.format(privacy.CARD)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["4111111111111112", "0193b1c2-7d4e-7a10-9f0e-5f2f6c1d8a11", "4bf92f3577b34da6a3ce929d0e0e4736", "1299.99", "7446011111111111119"],
+)
+def test_other_numbers_stay(text: str) -> None:
+    """What fails the check digit, or is part of an id, is no card number."""
+    assert privacy.scrubbed(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("550 5.1.1 <test+shop@mail.example.com>: unknown", "550 5.1.1 <<address>>: unknown"),
+        ("to=test@example.com, from=shop@example.org", "to=<address>, from=<address>"),
+        ("amqp://order:secret@mq.internal.example:5672/", "amqp://order:<address>:5672/"),
+        ("user at example.com", "user at example.com"),
+        ("@", "@"),
+    ],
+)
+def test_an_address_is_taken_out(text: str, left: str) -> None:
+    """Wherever it stands; a password in a URL goes with it."""
+    assert privacy.scrubbed(text) == left
+
+
+@given(st.text(alphabet="abcXYZ019._%+-", min_size=1, max_size=64).filter(lambda word: word[0] not in ".-"), st.text(max_size=40))
+def test_no_plain_address_is_left_in_any_text(local: str, around: str) -> None:
+    """Whatever stands around an address, it does not stay whole."""
+    address = f"{local}@example.com"
+
+    assert address not in privacy.scrubbed(f"{around} {address} {around}")
+
+
+def test_a_long_text_takes_no_time_worth_speaking_of() -> None:
+    """A megabyte that is almost an address, or almost a number, is looked at once."""
+    assert privacy.scrubbed("a" * 1_000_000 + "@") == "a" * 1_000_000 + "@"
+    assert privacy.scrubbed("1" * 1_000_000) == "1" * 1_000_000
+
+
+def _logged(*calls: dict[str, Any]) -> str:
+    """Log each of these in a process of its own, whose set-up is a process's for good, and give what it wrote."""
+    done = subprocess.run([sys.executable, "-c", CODE], input=json.dumps(calls), capture_output=True, text=True, check=True, timeout=30)
+    return done.stderr
+
+
+def test_no_value_can_forge_a_line() -> None:
+    """A line break of any kind in a value, a name or a nested value stays inside its one JSON line, as an escape."""
+    separators = ("\n", "\r\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\x00", "\x1b[2K", "\x7f", "\ud800")
+    forged = [f'x{separator}{{"event": "operator.paid"}}' for separator in separators]
+
+    lines = _logged(*({"path": word, "nested": [{word: word}]} for word in forged)).splitlines()
+
+    assert len(lines) == len(forged)
+    assert all(line.isprintable() and line.isascii() for line in lines)
+    assert [json.loads(line)["event"] for line in lines] == ["it.happened"] * len(forged)
+    assert [json.loads(line)["path"] for line in lines] == forged
+
+
+def test_a_line_holds_neither_address_nor_card() -> None:
+    """In a text, a list, a key, a number, an exception or what a library logs."""
+    said = _logged(
+        {"to": ["one@example.com", {"two@example.com": 4111111111111111}], "note": "4111 1111 1111 1111"},
+        {"raises": "nobody@example.com paid with 4111111111111111"},
+        {"library": "nobody@example.com paid with 4111111111111111"},
+    )
+
+    assert len(said.splitlines()) == 3
+    assert "@" not in said
+    assert "4111" not in said
