@@ -16,7 +16,7 @@ SEED = int(os.environ.get("SEED") or secrets.randbelow(1_000_000))
 CHECKOUTS, KILLS = (os.environ.get("SAGAPOST_TEST_CHAOS") or "250 30").split()
 # more of what leads to refunds and deadlines than customers do, so that a short run passes every crash point
 MIX = "ok=80,declined=5,flaky=3,late=2,cancelled=10"
-pytestmark = pytest.mark.timeout(3600 if int(KILLS) > 100 else 400)
+pytestmark = pytest.mark.timeout(3600 if int(KILLS) > 100 else 600)
 
 
 def test_nothing_is_lost_or_doubled_while_everything_is_killed(tmp_path: pathlib.Path) -> None:

@@ -121,7 +121,7 @@ async def test_a_stream_has_the_headers_of_every_answer(gateway: services.Servic
 
     assert (headers["cache-control"], headers["x-accel-buffering"]) == ("no-cache", "no")
     assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
-    assert headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+    assert headers["content-security-policy"] == "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     assert "server" not in headers
     assert (head.status_code, head.content) == (200, b"")
     assert head.headers["content-type"] == headers["content-type"]
@@ -264,7 +264,7 @@ async def test_an_operator_acts_through_the_gateway(client: httpx.AsyncClient, p
     rows = order_walk.history(shared_db, order)
     assert (stale.status_code, stale.json()["type"]) == (412, "/problems/version-mismatch")
     assert (done.status_code, done.json()["version"], done.headers["etag"]) == (202, version + 1, f'"{version + 1}"')
-    assert done.headers["location"] == f"/api/sagas/{order.saga_id}"
+    assert done.headers["location"] == f"/api/ops/sagas/{order.saga_id}"
     assert [row[4:6] for row in rows[version:]] == [("operator", "demo")]
 
 

@@ -138,7 +138,10 @@ def _action(order: upstream.Order, name: str) -> HTTPRouteHandler:
         if body or edge.values(received, b"content-type"):  # nothing at all has no media type: what it lacks is a reason
             edge.require_json(received)
         headers = {**_as(request), "Content-Type": "application/json", "If-Match": edge.if_match(received)}
-        return _pass_on(request, await order.call("POST", path, headers=headers, body=body))
+        done = _pass_on(request, await order.call("POST", path, headers=headers, body=body))
+        if "Location" in done.headers:  # the customer's address of the saga is not the operator's
+            done.headers["Location"] = f"/api/ops/sagas/{edge.saga_id(saga_id)}"
+        return done
 
     return act
 

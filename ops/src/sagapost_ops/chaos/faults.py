@@ -15,7 +15,7 @@ from sagapost_ops.load import sending
 
 PATIENCE_S: Final = 60.0
 TRIES: Final = 4
-CLEAN: Final = 5  # so many outages of a server happen beside no other fault, and are measured
+CLEAN: Final = 3  # so many outages of a server happen beside no other fault, and are measured
 _START_S: Final = 2.0
 _LIVES_S: Final = 2.5  # on average at least, however far behind the run is: where nothing works for a moment nothing is proved
 _LONGEST_S: Final = 30.0
@@ -106,6 +106,7 @@ class Faults:
                 await asyncio.sleep(rig.AGAIN_S)
                 continue
             await sending.pause(self._while_s(death, left), self._load.stop)
+            await self._gate.wait()
             if self._rig.kill(life):
                 return
 
@@ -134,8 +135,8 @@ class Faults:
             if self._load.stop.is_set():
                 return
             if number < CLEAN and name in _FIRSTS:
-                async with self._quiet():
-                    await self._outage(name, death.down_s, measured=True)
+                async with self._quiet() as is_quiet:
+                    await self._outage(name, death.down_s, measured=is_quiet)
             else:
                 await self._gate.wait()
                 await self._outage(name, death.down_s)
@@ -201,17 +202,17 @@ class Faults:
         return min(longest_s, 2 * death.share * mean_s, max(2 * _LIVES_S, left_s))
 
     @contextlib.asynccontextmanager
-    async def _quiet(self) -> AsyncGenerator[None]:
-        """Hold all other faults back for the length of a block, which begins once everything runs."""
+    async def _quiet(self) -> AsyncGenerator[bool]:
+        """Hold all other faults back for the length of a block, which begins once everything runs; False when that does not come."""
         async with self._turn:
             self._gate.clear()
             try:
                 deadline = time.monotonic() + _QUIET_S
-                while time.monotonic() < deadline:
+                while time.monotonic() < deadline and not self._load.stop.is_set():
                     if self._all_well():
                         break
                     await asyncio.sleep(0.1)
-                yield
+                yield self._all_well()
             finally:
                 self._gate.set()
 

@@ -50,7 +50,7 @@ def _mix(_: click.Context, __: click.Parameter, value: str) -> dict[str, float]:
 @click.option("--points", type=click.IntRange(0, 10_000), metavar="N", help="How often each crash point; otherwise one in 50 kills.")
 @click.option("--mix", callback=_mix, default=schedule.MIX, show_default=True, metavar="MIX", help="What the customers do.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the report; default: benchmarks/results.")
-@click.option("--keep", is_flag=True, help="Keep data and logs; look at them with ./sagapost up --port-offset.")
+@click.option("--keep", is_flag=True, help="Keep data and logs, and say how to look at them.")
 @click.option(
     "--port-offset",
     type=click.IntRange(1, plan.HIGHEST_OFFSET),
@@ -100,7 +100,9 @@ def command(
     if found.ok and not keep:
         down.remove(home)
     else:
-        screen.err().print(f"Data, logs and the customers' journal stay in {home}", soft_wrap=True)
+        base = home.with_name(home.name.removesuffix(f"-{port_offset}"))
+        look = f"SAGAPOST_STATE={base} ./sagapost up --port-offset {port_offset}"
+        screen.err().print(f"Data, logs and the customers' journal stay in {home}; to look at them: {look}", soft_wrap=True)
     _say(found, path, as_json=as_json)
 
 
@@ -111,8 +113,9 @@ def _prepared(port_offset: int) -> Path:
         UnfitError: a stack runs there, a port is taken, or servers are missing.
 
     """
-    home = state.folder(port_offset)
-    if state.is_supervised(state.read(home)):
+    usual = state.folder(0)
+    home = usual.with_name(f"{usual.name}-chaos-{port_offset}")  # never where `up` keeps somebody's data
+    if state.is_supervised(state.read(home)) or state.is_supervised(state.read(state.folder(port_offset))):
         raise errors.UnfitError(f"a stack runs at --port-offset {port_offset}; choose another one")
     for name, port in plan.public_ports(port_offset).items():
         if not ports.is_free(port):
