@@ -40,7 +40,7 @@ def test_a_checkout_survives_kill_9_at(point: str, owner: str, stack: Stack) -> 
     stack.start(owner).wait_ready()
 
     if point == "order.before_commit":
-        assert status == 503
+        assert status in {503, 504}  # the gateway asks again until its deadline; order comes back later than that
         assert _orders(stack) == before
         status, answer = stack.checkout()
     saga_id = answer["saga_id"] if status == 202 else _newest_saga(stack)

@@ -13,6 +13,7 @@ import pytest
 from psycopg import conninfo, errors, sql
 
 from sagapost_chassis import db
+from sagapost_ops import errors as refusals
 from sagapost_ops import rights, roles
 from sagapost_relay import ring
 from sagapost_sandbox.testing import polling, services
@@ -235,9 +236,13 @@ def test_migrate_up_makes_the_roles_with_their_passwords(order_db: str) -> None:
 
 
 def test_production_makes_no_role_with_a_weak_password(order_db: str) -> None:
-    """Each variable that is missing or weak is named, and nothing is done."""
-    done = _migrate(order_db, "--roles", SAGAPOST_ENV="production", SAGAPOST_DATABASE_PASSWORD_ORDER_RELAY="short")
+    """The unprotected connection is refused first, then each password that is missing or weak, by name; nothing is done."""
+    environ = {"SAGAPOST_ENV": "production", "SAGAPOST_DATABASE_PASSWORD_ORDER_RELAY": "short"}
+    done = _migrate(order_db, "--roles", **environ)
+    with pytest.raises(refusals.UnfitError) as refused:
+        roles.passwords(environ, "order")
 
     assert done.returncode == 2
-    assert "SAGAPOST_DATABASE_PASSWORD_ORDER_SERVICE: its password is the development default" in done.stderr
-    assert "SAGAPOST_DATABASE_PASSWORD_ORDER_RELAY: its password has fewer than 16 characters" in done.stderr
+    assert "refused in production: SAGAPOST_ORDER_DATABASE_URL" in done.stderr
+    assert "SAGAPOST_DATABASE_PASSWORD_ORDER_SERVICE: its password is the development default" in str(refused.value)
+    assert "SAGAPOST_DATABASE_PASSWORD_ORDER_RELAY: its password has fewer than 16 characters" in str(refused.value)

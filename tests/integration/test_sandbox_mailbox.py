@@ -216,12 +216,12 @@ def test_a_hanging_conversation_does_not_hold_up_the_end(start_service: Callable
 
 
 def test_logs_name_no_address(mailbox: services.Service, client: httpx.Client, eventually: Callable[..., Any]) -> None:
-    """A line per mail with its Message-ID, and nobody's address."""
+    """A line per mail with its Message-ID up to the @, and nobody's address."""
     recipient, mail = somebody(), compose("x@example.com")
     mail.replace_header("To", recipient)
 
     send(mailbox, mail)
 
-    eventually(lambda: mail["Message-ID"].strip("<>") in mailbox.logs())
+    eventually(lambda: mail["Message-ID"].strip("<>").partition("@")[0] in mailbox.logs())
     assert len(kept(client, recipient)) == 1
     assert recipient not in mailbox.logs()

@@ -18,6 +18,7 @@ from integration import relay_kit, topology_kit
 from sagapost_chassis import amqp, consuming, ids
 from sagapost_chassis import topology as declaring
 from sagapost_contracts import envelope, events, topology
+from sagapost_ops import errors
 from sagapost_ops.topology import accounts, found
 from sagapost_sandbox import management
 from sagapost_sandbox.testing import servers, services
@@ -293,7 +294,6 @@ def _call(url: str, method: str, path: str, body: object) -> dict[str, Any]:
     [
         (("check",), {"SAGAPOST_MANAGEMENT_URL": "http://order:order-password@127.0.0.1:{port}"}, "cannot be used as order"),
         (("check",), {"SAGAPOST_MANAGEMENT_URL": "http://a:b@127.0.0.1:1"}, "port 1 cannot be used as a"),
-        (("declare", "--users"), {"SAGAPOST_ENV": "production"}, "set SAGAPOST_BROKER_PASSWORD_ORDER, SAGAPOST_BROKER_PASSWORD_PAYMENT"),
         (("declare",), {"SAGAPOST_AMQP_URL": "amqp://order:wrong@127.0.0.1:{amqp}/"}, "does not know this user and password"),
         (("declare",), {"SAGAPOST_AMQP_URL": "amqp://order:order-password@127.0.0.1:{amqp}/{vhost}"}, "may not declare"),
     ],
@@ -301,7 +301,7 @@ def _call(url: str, method: str, path: str, body: object) -> dict[str, Any]:
 def test_whoever_may_not_is_told_in_one_sentence(
     *, broker: servers.Broker, users: dict[str, str], arguments: tuple[str, ...], variables: dict[str, str], says: str
 ) -> None:
-    """No rights, no interface, a default password in production, a wrong one: exit code 2, one line, no password in it."""
+    """No rights, no interface, a wrong password: exit code 2, one line, no password in it."""
     url = users["order"]
     where = {"port": broker.management.port, "amqp": urlsplit(url).port, "vhost": found.vhost_of(url)}
 
@@ -311,3 +311,16 @@ def test_whoever_may_not_is_told_in_one_sentence(
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert "order-password" not in done.stderr
+
+
+def test_production_makes_no_user_with_a_weak_password(broker: servers.Broker) -> None:
+    """The unprotected connection is refused first, then each password that nobody chose; none is printed."""
+    done = topology_kit.command(broker, broker.amqp_url(), "declare", "--users", SAGAPOST_ENV="production")
+    with pytest.raises(errors.UnfitError) as refused:
+        accounts.passwords({"SAGAPOST_ENV": "production"})
+
+    assert done.returncode == 2
+    assert "refused in production: SAGAPOST_AMQP_URL: the connection is not encrypted" in done.stderr
+    named = {line.split(":")[1].strip() for line in str(refused.value).splitlines()}
+    assert named == {accounts.variable(user.name) for user in topology.USERS}
+    assert "-password" not in done.stderr + str(refused.value)

@@ -1,5 +1,6 @@
 """The gateway's ASGI application: API, health, documents and pages behind one layer that every answer passes."""
 
+import asyncio
 from collections.abc import Callable, Collection
 from typing import Final
 
@@ -10,6 +11,8 @@ from litestar import datastructures, enums, handlers, types
 from sagapost_chassis import health, ids, problems, web
 from sagapost_gateway import admission, api, cors, gate, openapi, pages, upstream
 
+HOLD_S: Final = 0.5
+MAX_HELD: Final = 1000
 _UNLESS_SET: Final = (
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
@@ -61,13 +64,25 @@ def secured(inner: types.ASGIApp, headers: Collection[tuple[bytes, bytes]]) -> t
 
 
 def shedding(inner: types.ASGIApp, busy: Callable[[], bool]) -> types.ASGIApp:
-    """Refuse calls of the API while `busy`, before anything else is done for them: what is refused must cost next to nothing."""
+    """Refuse calls of the API while `busy`, before anything else is done for them: what is refused must cost next to nothing.
+
+    The refusal comes half a second late: whoever asks again at once, and not after Retry-After, is kept from spending on refusals what
+    the accepted need. At most `MAX_HELD` are held back so.
+    """
+    held = 0
 
     async def outer(scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
+        nonlocal held
         if scope["type"] != enums.ScopeType.HTTP or not busy() or not scope["path"].startswith("/api/"):
             await inner(scope, receive, send)
             return
         gate.SHED.labels("door").inc()
+        if held < MAX_HELD:
+            held += 1
+            try:
+                await asyncio.sleep(HOLD_S)
+            finally:
+                held -= 1
         problem = problems.Problem(
             type="/problems/overloaded",
             title=gate.TITLE,

@@ -93,7 +93,8 @@ def _sharing(workers: int | None, arguments: tuple[str, ...]) -> list[str]:
     """Give pytest's options for several workers; a file's tests stay together, for they share servers and stacks."""
     is_whole = not any(pathlib.Path(argument.partition("::")[0]).exists() for argument in arguments if not argument.startswith("-"))
     count = workers or (_WORKERS if is_whole else 1)
-    return [f"--numprocesses={count}", "--dist=loadscope"] if count > 1 else []
+    # in their own order, the long ones of e2e and faults first: by the number of tests, as usual, those would come last and one worker wait
+    return [f"--numprocesses={count}", "--dist=loadscope", "--no-loadscope-reorder"] if count > 1 else []
 
 
 def _need_docker() -> None:

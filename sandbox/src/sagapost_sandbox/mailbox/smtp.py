@@ -135,7 +135,7 @@ async def _accept(mails: store.Store, conduct: Conduct, server: smtp.SMTP, envel
         except OSError as exc:
             line |= {"outcome": "not_kept", "reason": str(exc)}
             return "452 4.3.1 the mail could not be written"
-        line["message_id"] = kept.message_id
+        line["message_id"] = kept.message_id.partition("@")[0]  # the whole looks like an address, which no log may hold
         if conduct.behaviour.cut_after_dot and isinstance(server, Session):
             server.hang_up()
         return f"250 2.0.0 kept as {kept.id}"
