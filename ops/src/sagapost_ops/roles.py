@@ -8,8 +8,7 @@ from typing import Final, LiteralString
 
 import msgspec
 
-from sagapost_chassis import production, settings
-from sagapost_ops import errors
+from sagapost_ops import passwords as deployed
 
 PREFIX: Final = "SAGAPOST_DATABASE_PASSWORD_"
 
@@ -100,16 +99,4 @@ def passwords(environ: Mapping[str, str], database: str) -> dict[str, str]:
         UnfitError: names every variable that is.
 
     """
-    chosen: dict[str, str] = {}
-    faults: list[str] = []
-    for role in of(database):
-        try:
-            chosen[role.name] = settings.read(environ, variable(role.name)) or development_password(role.name)
-        except settings.SettingsError as exc:
-            faults.append(str(exc))
-            continue
-        if environ.get("SAGAPOST_ENV") == settings.PRODUCTION:
-            faults += [f"refused in production: {variable(role.name)}: {reason}" for reason in production.secret(chosen[role.name])]
-    if faults:
-        raise errors.UnfitError("\n".join(faults))
-    return chosen
+    return deployed.chosen(environ, (role.name for role in of(database)), variable, development_password)

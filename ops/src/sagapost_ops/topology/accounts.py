@@ -4,9 +4,8 @@ import http.client
 from collections.abc import Mapping
 from typing import Final
 
-from sagapost_chassis import production, settings
 from sagapost_contracts import topology
-from sagapost_ops import errors
+from sagapost_ops import passwords as deployed
 from sagapost_ops.topology import found
 from sagapost_sandbox import errors as sandbox_errors
 from sagapost_sandbox import management
@@ -31,19 +30,7 @@ def passwords(environ: Mapping[str, str]) -> dict[str, str]:
         UnfitError: names every variable that is.
 
     """
-    chosen: dict[str, str] = {}
-    faults: list[str] = []
-    for user in topology.USERS:
-        try:
-            chosen[user.name] = settings.read(environ, variable(user.name)) or development_password(user.name)
-        except settings.SettingsError as exc:
-            faults.append(str(exc))
-            continue
-        if environ.get("SAGAPOST_ENV") == settings.PRODUCTION:
-            faults += [f"refused in production: {variable(user.name)}: {reason}" for reason in production.secret(chosen[user.name])]
-    if faults:
-        raise errors.UnfitError("\n".join(faults))
-    return chosen
+    return deployed.chosen(environ, (user.name for user in topology.USERS), variable, development_password)
 
 
 def make(api: management.Management, vhost: str, chosen: Mapping[str, str]) -> int:

@@ -1,0 +1,30 @@
+"""Passwords that a deployment chooses for others to log in with, from the environment; it must not know where they are used."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from sagapost_chassis import production, settings
+from sagapost_ops import errors
+
+
+def chosen(
+    environ: Mapping[str, str], names: Iterable[str], variable: Callable[[str], str], default: Callable[[str], str]
+) -> dict[str, str]:
+    """Read one password a name, or take its development default; with SAGAPOST_ENV=production none may be missing or weak.
+
+    Raises:
+        UnfitError: names every variable that is.
+
+    """
+    found: dict[str, str] = {}
+    faults: list[str] = []
+    for name in names:
+        try:
+            found[name] = settings.read(environ, variable(name)) or default(name)
+        except settings.SettingsError as exc:
+            faults.append(str(exc))
+            continue
+        if environ.get("SAGAPOST_ENV") == settings.PRODUCTION:
+            faults += [f"refused in production: {variable(name)}: {reason}" for reason in production.secret(found[name])]
+    if faults:
+        raise errors.UnfitError("\n".join(faults))
+    return found
