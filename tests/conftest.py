@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any, Protocol
 
 import pytest
+from integration import leak_search
 
 from sagapost_chassis import topology
 from sagapost_ops import migrations
@@ -55,6 +56,13 @@ def run_folder() -> Generator[pathlib.Path]:
     """Make a folder outside the repository, gone after the run."""
     with servers.run_folder() as folder:
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def discreet_logs(run_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
+    """Hold, when all tests are over, that no log of any service or server of this run has an address or a card number in it."""
+    yield
+    assert leak_search.leaks(leak_search.files(run_folder, tmp_path_factory.getbasetemp())) == []
 
 
 @pytest.fixture(scope="session")

@@ -28,9 +28,9 @@ pytestmark = pytest.mark.timeout(300 + 120 * ROUNDS + FUZZ_S)
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[shop_stack.Stack]:
+def stack(run_folder: pathlib.Path) -> Generator[shop_stack.Stack]:
     """Run one stack for the tests of this module."""
-    made = shop_stack.Stack(tmp_path_factory.mktemp("stack") / "state")
+    made = shop_stack.Stack(run_folder / "stack" / "state")
     try:
         yield made
     finally:
@@ -38,9 +38,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[shop_stack.Stac
 
 
 @pytest.fixture(scope="module")
-def neighbour(tmp_path_factory: pytest.TempPathFactory) -> Generator[shop_stack.Stack]:
+def neighbour(run_folder: pathlib.Path) -> Generator[shop_stack.Stack]:
     """Prepare a second stack; the tests start it."""
-    made = shop_stack.Stack(tmp_path_factory.mktemp("neighbour") / "state")
+    made = shop_stack.Stack(run_folder / "neighbour" / "state")
     try:
         yield made
     finally:

@@ -10,18 +10,27 @@ from sagapost_chassis import privacy
 from sagapost_sandbox import processes
 
 _ADDRESS: Final = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}")
-# a word of its own: the hexadecimal digits of a trace id may hold a run of decimal ones
-_DIGITS: Final = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w.-])")
+_DIGITS: Final = re.compile(r"\d(?:[ -]?\d){12,18}(?![\w.-])")
+_WITHIN: Final = re.compile(r"[\w.-]")  # in front of a number that is part of a word: the hexadecimal digits of a trace id
 
 
 def leaks(texts: Mapping[str, str], words: Collection[str] = ()) -> list[str]:
     """Name each address, card number and one of `words` in texts, with the name of the text; numbers count too."""
     found: list[str] = []
     for name, text in texts.items():
-        found += [f"{name}: the address {address}" for address in sorted(set(_ADDRESS.findall(text)))]
-        found += [f"{name}: the card number {number}" for number in sorted(set(_DIGITS.findall(text))) if privacy.is_card(number)]
+        found += [f"{name}: the address {address}" for address in sorted(_addresses(text))]
+        found += [f"{name}: the card number {number}" for number in sorted(_numbers(text)) if privacy.is_card(number)]
         found += [f"{name}: {word}" for word in words if word in text]
     return found
+
+
+def _addresses(text: str) -> set[str]:
+    """Find addresses, and look only at lines that can hold one: a run of the whole suite leaves tens of megabytes."""
+    return {address for line in text.split("\n") if "@" in line for address in _ADDRESS.findall(line)} if "@" in text else set()
+
+
+def _numbers(text: str) -> set[str]:
+    return {match.group() for match in _DIGITS.finditer(text) if not _WITHIN.match(text[match.start() - 1 : match.start()])}
 
 
 def forged(texts: Mapping[str, str], event: str) -> list[str]:

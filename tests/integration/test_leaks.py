@@ -35,9 +35,9 @@ FORGED = '{"event": "forged.event", "level": "info", "at": "2026-11-22T00:00:00Z
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[shop_stack.Stack]:
+def stack(run_folder: pathlib.Path) -> Generator[shop_stack.Stack]:
     """Run one stack for the tests of this module."""
-    made = shop_stack.Stack(tmp_path_factory.mktemp("leaks") / "state")
+    made = shop_stack.Stack(run_folder / "leaks" / "state")
     try:
         made.up()
         yield made

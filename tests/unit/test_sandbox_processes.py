@@ -1,6 +1,8 @@
+import functools
 import os
 import pathlib
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Generator
 from typing import Any
@@ -9,7 +11,7 @@ import msgspec
 import pytest
 
 from sagapost_sandbox import processes
-from sagapost_sandbox.testing import polling
+from sagapost_sandbox.testing import polling, servers
 
 ENV = {"PATH": os.environ["PATH"]}
 
@@ -113,3 +115,34 @@ def test_another_run_finds_the_process_again(spawn: Callable[[str], processes.Pr
     assert found is not None
     assert found.record == process.record
     assert processes.load(tmp_path / "record") is None
+
+
+def test_what_a_killed_run_left_behind_is_ended_by_the_next(
+    spawn: Callable[[str], processes.Process], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor of that run would start its services again; it works in the run's folder, and goes first. Other runs' are left alone."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ended = spawn("exit 0")
+    assert ended.wait(5)
+    for name, made_by in (("left", ended), ("other", processes.Process(_own()))):
+        (tmp_path / f"{servers.PREFIX}{name}" / "state").mkdir(parents=True)
+        processes.save(made_by, tmp_path / f"{servers.PREFIX}{name}" / "made-by.pid")
+    left, other = (spawn(f"cd {tmp_path}/{servers.PREFIX}{name}/state && exec sleep 60") for name in ("left", "other"))
+    for name, process in (("left", left), ("other", other)):
+        polling.eventually(functools.partial(_sleeps_in, process, tmp_path / f"{servers.PREFIX}{name}" / "state"))
+
+    with servers.run_folder() as folder:
+        assert folder.parent == tmp_path
+        assert not left.running()
+        assert other.running()
+        assert not (tmp_path / f"{servers.PREFIX}left").exists()
+
+
+def _own() -> processes.Record:
+    record = processes.identify(os.getpid())
+    assert record is not None
+    return record
+
+
+def _sleeps_in(process: processes.Process, folder: pathlib.Path) -> bool:
+    return pathlib.Path(f"/proc/{process.pid}/cwd").readlink() == folder

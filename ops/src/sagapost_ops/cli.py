@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import signal
 from typing import Final
 
 import rich_click as click
@@ -74,6 +75,7 @@ def main() -> None:
 def run() -> int:
     """Run the command line and give its exit code; what went wrong is one sentence on standard error."""
     logging.getLogger().addHandler(logging.NullHandler())  # libraries' warnings are not for the person at the terminal
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends a command, what it started ends with it
     try:
         code = main.main(prog_name="./sagapost", standalone_mode=False)
     except click.UsageError as exc:
