@@ -123,8 +123,9 @@ class Load:
     async def closed(self, seconds: float, lines: int) -> float:
         """Let each of `lines` send the next request at once behind its answer; gives the accepted a second."""
         self._keep_going, before, began = True, len(self.answers), time.perf_counter()
-        for _ in range(lines):
-            self._free.popleft().send(CHECKOUT)
+        for line in [line for line in self._free if not line.busy][:lines]:  # a line that is being opened anew would never answer
+            self._free.remove(line)
+            line.send(CHECKOUT)
         await asyncio.sleep(seconds)
         self._keep_going, took_s = False, time.perf_counter() - began
         accepted = sum(status == 202 for _, status, _ in self.answers[before:])

@@ -4,6 +4,7 @@ import asyncio
 import collections
 import os
 import pathlib
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -31,7 +32,7 @@ def pair(start_service: Start, order_db: str) -> tuple[services.Service, service
     broker = f"amqp://nobody:nothing@127.0.0.1:{ports.trial(1)[0]}/"
     order = start_service("order", {"SAGAPOST_DATABASE_URL": order_db, "SAGAPOST_AMQP_URL": broker}).wait_ready()
     env = {"SAGAPOST_ORDER_URL": order.url, "SAGAPOST_PAGE_PORT": "0", "SAGAPOST_MAX_CONNECTIONS": "4", "SAGAPOST_MAX_QUEUED": "4"}
-    return start_service("gateway", env).wait_ready(), order
+    return start_service("gateway", env | {"SAGAPOST_METRICS_PORT": str(ports.trial(1)[0])}).wait_ready(), order
 
 
 async def hammer(session: aiohttp.ClientSession, url: str, found: collections.Counter[tuple[int, str]]) -> None:
@@ -49,6 +50,18 @@ def rss_mb(service: services.Service) -> float:
     """Read how much memory a process holds."""
     status = pathlib.Path(f"/proc/{service.pid}/status").read_text(encoding="ascii")
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+async def shed(gateway: services.Service) -> dict[str, int]:
+    """Read how many were refused, and where."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{gateway.env['SAGAPOST_METRICS_PORT']}/metrics") as answer,
+    ):
+        text = await answer.text()
+    return {
+        where: int(float(count)) for where, count in re.findall(r'^sagapost_gateway_shed_total{where="(\w+)"} (.+)$', text, re.MULTILINE)
+    }
 
 
 async def test_what_is_too_much_is_refused_and_what_is_accepted_is_kept(
@@ -70,6 +83,9 @@ async def test_what_is_too_much_is_refused_and_what_is_accepted_is_kept(
 
     with psycopg.connect(order_db) as connection:
         stored = connection.execute("SELECT count(*) FROM orders").fetchone()
+    refused = collections.Counter(await shed(gateway))
+    assert refused["gate"] == 0, "refused only when most of the work was done"
+    assert refused["door"] + refused["queue"] == found[503, "/problems/overloaded"]
     assert set(found) <= {(202, ""), (429, "/problems/rate-limited"), (503, "/problems/overloaded")}
     assert found[503, "/problems/overloaded"] > 0
     assert stored == (found[202, ""],)

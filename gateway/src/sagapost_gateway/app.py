@@ -11,12 +11,13 @@ from litestar import datastructures, enums, handlers, types
 from sagapost_chassis import health, ids, problems, web
 from sagapost_gateway import admission, api, cors, gate, openapi, pages, upstream
 
-HOLD_S: Final = 0.5
+HOLD_S: Final = 1.0  # as long as Retry-After says
 MAX_HELD: Final = 1000
 _UNLESS_SET: Final = (
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
 )
+_READING: Final = ("GET", "HEAD", "OPTIONS")  # they may wait long for news, and have connections of their own for that
 # A browser takes note of it over HTTPS only. Not for subdomains: they are not this service's to speak for.
 _HTTPS_ONLY: Final = (b"strict-transport-security", b"max-age=31536000")
 
@@ -34,7 +35,7 @@ def build(order: upstream.Order, *, env: str, mailbox_url: str, origins: Collect
             ]
         )
     )
-    return secured(cors.allowing(shedding(routed, order.busy), origins), secure)
+    return secured(cors.allowing(shedding(routed, order.busy, order.room), origins), secure)
 
 
 def _document(env: str) -> handlers.HTTPRouteHandler:
@@ -63,18 +64,29 @@ def secured(inner: types.ASGIApp, headers: Collection[tuple[bytes, bytes]]) -> t
     return outer
 
 
-def shedding(inner: types.ASGIApp, busy: Callable[[], bool]) -> types.ASGIApp:
+def shedding(inner: types.ASGIApp, busy: Callable[[], bool], room: int) -> types.ASGIApp:
     """Refuse calls of the API while `busy`, before anything else is done for them: what is refused must cost next to nothing.
 
-    The refusal comes half a second late: whoever asks again at once, and not after Retry-After, is kept from spending on refusals what
+    At most `room` calls that change something are let in at once. `busy` alone would let in all who come while the first of them are still
+    on their way to the order service, and those would be refused there, when most of their work is done.
+
+    The refusal comes a second late: whoever asks again at once, and not after Retry-After, is kept from spending on refusals what
     the accepted need. At most `MAX_HELD` are held back so.
     """
-    held = 0
+    held = inside = 0
 
     async def outer(scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
-        nonlocal held
-        if scope["type"] != enums.ScopeType.HTTP or not busy() or not scope["path"].startswith("/api/"):
+        nonlocal held, inside
+        if scope["type"] != enums.ScopeType.HTTP or not scope["path"].startswith("/api/"):
             await inner(scope, receive, send)
+            return
+        reads = scope["method"] in _READING
+        if not busy() and (reads or inside < room):
+            inside += not reads
+            try:
+                await inner(scope, receive, send)
+            finally:
+                inside -= not reads
             return
         gate.SHED.labels("door").inc()
         if held < MAX_HELD:
@@ -83,24 +95,28 @@ def shedding(inner: types.ASGIApp, busy: Callable[[], bool]) -> types.ASGIApp:
                 await asyncio.sleep(HOLD_S)
             finally:
                 held -= 1
-        problem = problems.Problem(
-            type="/problems/overloaded",
-            title=gate.TITLE,
-            status=503,
-            detail=gate.DETAIL,
-            instance=scope["path"][:200],
-            trace_id=ids.uuid7().hex,
-        )
-        body = msgspec.json.encode(problem)
-        headers = [
-            (b"content-type", problems.MEDIA_TYPE.encode()),
-            (b"content-length", str(len(body)).encode()),
-            (b"retry-after", b"1"),
-        ]
-        await send({"type": "http.response.start", "status": 503, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body, "more_body": False})
+        await _refused(scope, send)
 
     return outer
+
+
+async def _refused(scope: types.HTTPScope, send: types.Send) -> None:
+    problem = problems.Problem(
+        type="/problems/overloaded",
+        title=gate.TITLE,
+        status=503,
+        detail=gate.DETAIL,
+        instance=scope["path"][:200],
+        trace_id=ids.uuid7().hex,
+    )
+    body = msgspec.json.encode(problem)
+    headers = [
+        (b"content-type", problems.MEDIA_TYPE.encode()),
+        (b"content-length", str(len(body)).encode()),
+        (b"retry-after", b"1"),
+    ]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body, "more_body": False})
 
 
 def fronted(inner: types.ASGIApp) -> types.ASGIApp:

@@ -93,6 +93,7 @@ class Order:
         self._streams: set[Stream] = set()
         self._asking = 0
         self._ending = asyncio.Event()
+        self.room = max_connections + max_queued  # as many calls as can be under way or wait for their turn
         self._gate = gate.Gate(max_connections, max_queued)
         self._breaker = breaker.Breaker(failures)
 
