@@ -20,7 +20,7 @@ from sagapost_gateway import admission, api, operations, upstream
 from sagapost_ops.keys import queries
 from sagapost_order import domain, states
 from sagapost_sandbox import ports
-from sagapost_sandbox.testing import servers, services
+from sagapost_sandbox.testing import polling, servers, services
 
 pytestmark = pytest.mark.anyio
 
@@ -375,6 +375,34 @@ async def test_a_checkout_without_a_key_is_one_order_although_the_answer_was_los
     with psycopg.connect(shared_db) as conn:
         found = conn.execute("SELECT id FROM orders WHERE client = 'unlucky'").fetchall()
     assert found == [(answer.json()["id"],)]
+
+
+async def test_a_gateway_that_dies_between_the_commit_and_the_answer_costs_nobody_an_order(
+    shared_db: str, tmp_path: Path, start_service: Start, make_key: Make
+) -> None:
+    """The client, told nothing, asks another gateway with the same key, and is answered with the order that was stored."""
+    headers = make_key("abandoned") | {"Idempotency-Key": "5f0c1b0e-97a5-4b9b-a4c7-3f2f2b9f2a11"}
+    env = {"SAGAPOST_DATABASE_URL": shared_db, "SAGAPOST_AMQP_URL": order_walk.NOWHERE, "SAGAPOST_CRASH": "order.after_commit:sleep=3"}
+    order = start_service("order", env).wait_ready()
+
+    def stored() -> list[tuple[int]]:
+        with psycopg.connect(shared_db) as conn:
+            return conn.execute("SELECT id FROM orders WHERE client = 'abandoned'").fetchall()
+
+    with (
+        order_walk.running("gateway", tmp_path / "first.log", ORDER_URL=order.url, PAGE_PORT="0") as dying,
+        order_walk.running("gateway", tmp_path / "second.log", ORDER_URL=order.url, PAGE_PORT="0") as living,
+    ):
+        async with httpx.AsyncClient(timeout=20) as client:
+            buying = asyncio.create_task(client.post(f"{dying.url}/api/checkout", headers=headers, json=CART))
+            await polling.eventually(lambda: asyncio.to_thread(stored), 20)
+            dying.kill()
+            with pytest.raises(httpx.TransportError):
+                await buying
+            answer = await client.post(f"{living.url}/api/checkout", headers=headers, json=CART)
+
+    assert answer.status_code == 202, answer.text
+    assert stored() == [(answer.json()["id"],)]
 
 
 async def test_a_known_key_goes_on_without_admissions_and_an_unknown_one_does_not(

@@ -1,13 +1,17 @@
 """Each program started in production mode as development has it: it does not start, says why, and says no secret."""
 
+import contextlib
+import socket
 import subprocess
 from collections.abc import Callable, Mapping
 
+import httpx
 import pytest
 
 from sagapost_ops import plan, roles
 from sagapost_ops.topology import accounts
-from sagapost_sandbox.testing import services
+from sagapost_sandbox import ports
+from sagapost_sandbox.testing import polling, services
 
 Start = Callable[[str, Mapping[str, str]], services.Service]
 PORTS = plan.choose_ports(plan.Options(), lambda port, _: port)
@@ -38,6 +42,34 @@ def test_a_program_with_development_s_settings_does_not_start(
     assert {line.removeprefix("refused in production: ").partition(": ")[0] for line in lines} == named
     passwords = {roles.development_password(role.name) for role in roles.ROLES} | {accounts.development_password(unit)}
     assert [line for line in lines if any(password in line for password in passwords)] == []
+
+
+@pytest.mark.parametrize(("env", "status", "kind"), [("development", 200, "text/html"), ("production", 404, "application/problem+json")])
+def test_the_page_that_sells_without_a_key_is_development_s(start_service: Start, env: str, status: int, kind: str) -> None:
+    """A browser is no place for an API key: in production there is no shop page, neither on its own port nor on the API's."""
+    page_port = ports.trial(1)[0]
+    gateway = start_service("gateway", {"SAGAPOST_ENV": env, "SAGAPOST_PAGE_PORT": str(page_port)})
+    root = {"Accept": "text/html"}
+    with httpx.Client(base_url=gateway.url) as client:
+        polling.eventually(lambda: _is_there(client), 20)
+        shop, start = client.get("/shop"), client.get("/", headers=root)
+
+    assert (shop.status_code, shop.headers["content-type"].partition(";")[0]) == (status, kind)
+    assert start.headers["content-type"].startswith("text/html") == (env == "development")
+    polling.eventually(lambda: _answers(page_port) == (env == "development"), 10)
+
+
+def _is_there(client: httpx.Client) -> bool:
+    try:
+        return client.get("/health/live").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        return True
+    return False
 
 
 def test_secrets_stand_in_no_command_line(start_service: Start, order_db: str, vhost: str) -> None:

@@ -28,7 +28,7 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(order.run(stop))
             for port, variable in ((config.port, "PORT"), (config.page_port, "PAGE_PORT")):
-                if port:
+                if port and (variable == "PORT" or config.env == "development"):
                     serving = lifecycle.serve(application, config.host, port, stop, variable=variable, max_open=config.max_open)
                     group.create_task(serving)
 

@@ -33,7 +33,8 @@ def build(order: upstream.Order, *, env: str, mailbox_url: str, origins: Collect
                 *pages.routes(env=env, mailbox_url=mailbox_url),
                 _document(env),
             ]
-        )
+        ),
+        shop=env == "development",
     )
     return secured(cors.allowing(shedding(routed, order.busy, order.room), origins), secure)
 
@@ -119,8 +120,8 @@ async def _refused(scope: types.HTTPScope, send: types.Send) -> None:
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body, "more_body": False})
 
 
-def fronted(inner: types.ASGIApp) -> types.ASGIApp:
-    """Choose between page and health at `/`, and answer HEAD as GET without its body."""
+def fronted(inner: types.ASGIApp, *, shop: bool) -> types.ASGIApp:
+    """Choose between page, where there is one, and health at `/`, and answer HEAD as GET without its body."""
 
     async def outer(scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
         if scope["type"] != enums.ScopeType.HTTP:
@@ -133,7 +134,7 @@ def fronted(inner: types.ASGIApp) -> types.ASGIApp:
             await told(message)
 
         told = _bodiless(send) if scope["method"] == "HEAD" else send
-        await inner(_routed(scope), receive, varied)
+        await inner(_routed(scope, shop=shop), receive, varied)
 
     return outer
 
@@ -153,11 +154,11 @@ def _bodiless(send: types.Send) -> types.Send:
     return only_head
 
 
-def _routed(scope: types.HTTPScope) -> types.HTTPScope:
+def _routed(scope: types.HTTPScope, *, shop: bool) -> types.HTTPScope:
     changed = scope.copy()
     if scope["method"] == "HEAD":
         changed["method"] = "GET"
-    if scope["path"] == "/" and _prefers_html(scope):
+    if shop and scope["path"] == "/" and _prefers_html(scope):
         changed["path"] = pages.SHOP_PATH
         changed["raw_path"] = pages.SHOP_PATH.encode("ascii")
     return changed

@@ -77,7 +77,10 @@ def _digest(text: str) -> str:
 
 
 def routes(*, env: str, mailbox_url: str) -> list[handlers.HTTPRouteHandler]:
-    """Give the handlers of the shop and of /docs; what the shop must know of its surroundings stands in its markup."""
+    """Give the handlers of /docs and, in development, of the shop; what it must know of its surroundings stands in its markup.
+
+    In production a call needs an API key, and a browser is no place for one: a shop's own server has it.
+    """
     shop = assemble("shop", {"env": env, "mailbox": mailbox_url})
     documentation = assemble("docs", {})
 
@@ -89,7 +92,7 @@ def routes(*, env: str, mailbox_url: str) -> list[handlers.HTTPRouteHandler]:
     def docs_page() -> litestar.Response[bytes]:
         return _answer(documentation)
 
-    return [shop_page, docs_page, *_problems()]
+    return [*([shop_page] if env == "development" else []), docs_page, *_problems()]
 
 
 def _problems() -> list[handlers.HTTPRouteHandler]:
