@@ -11,7 +11,8 @@ import aio_pika
 import pytest
 
 from sagapost_contracts import topology
-from sagapost_sandbox import databases
+from sagapost_ops import migrations
+from sagapost_sandbox import databases, ports
 from sagapost_sandbox.testing import servers
 
 
@@ -111,3 +112,13 @@ def test_a_broker_that_is_not_there_is_one_sentence() -> None:
     assert "the broker at amqp://127.0.0.1:1/ does not answer" in done.stderr
     assert "secret" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_migrations_find_the_server_that_takes_writes(order_db: str) -> None:
+    """Of several servers in an address the first may be dead, as after a promotion."""
+    url = f"{order_db.replace('@', f'@127.0.0.1:{ports.trial(1)[0]},', 1)}?target_session_attrs=read-write"
+
+    revision, newest = migrations.current(url, "order")
+
+    assert revision == newest
+    assert migrations.upgrade(url, "order") == newest

@@ -1,5 +1,6 @@
 """Runs the database migrations; it must not know what they contain."""
 
+import functools
 import os
 from pathlib import Path
 from typing import Final
@@ -8,6 +9,7 @@ import alembic.command
 import alembic.config
 import alembic.runtime.migration
 import alembic.script
+import psycopg
 import sqlalchemy
 import sqlalchemy.pool
 
@@ -29,7 +31,9 @@ def _config(database: str) -> alembic.config.Config:
 
 
 def _engine(url: str) -> sqlalchemy.Engine:
-    return sqlalchemy.create_engine("postgresql+psycopg://" + url.partition("://")[2], poolclass=sqlalchemy.pool.NullPool)
+    # libpq reads the address: several hosts and target_session_attrs are nothing that SQLAlchemy's own URLs know
+    connect = functools.partial(psycopg.connect, url)
+    return sqlalchemy.create_engine("postgresql+psycopg://", creator=connect, poolclass=sqlalchemy.pool.NullPool)
 
 
 def upgrade(url: str, database: str, revision: str = "head") -> str:
