@@ -4,7 +4,7 @@ import http.client
 import json
 import pathlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sagapost_ops import targets, verify
@@ -20,8 +20,15 @@ ENDED = {"notified", "compensated"}
 class Stack:
     """Every service as a process, each on a port that it keeps across restarts."""
 
-    def __init__(self, folder: pathlib.Path, environments: Mapping[str, Mapping[str, str]], known: targets.Targets) -> None:
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        environments: Mapping[str, Mapping[str, str]],
+        known: targets.Targets,
+        inside: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         self.known = known
+        self._inside = inside or {}
         self._folder = folder
         self._environments = {name: {"SAGAPOST_PORT": str(ports.trial(1)[0]), **env} for name, env in environments.items()}
         self._environments["gateway"]["SAGAPOST_ORDER_URL"] = f"http://127.0.0.1:{self._environments['order']['SAGAPOST_PORT']}"
@@ -33,13 +40,18 @@ class Stack:
         """Start a service, told to die at `crash` when given; ready when this returns, unless it is to die."""
         module = name if "." in name else "sagapost_" + name.partition("-")[0]
         log = self._folder / f"{name}-{uuid.uuid4().hex[:6]}.log"
-        service = services.Service(module, {**self._environments[name], "SAGAPOST_CRASH": crash}, log)
+        env = {**self._environments[name], "SAGAPOST_CRASH": crash}
+        service = services.Service(module, env, log, inside=self._inside.get(name, ()))
         self.running[name] = service
         return service
 
     def environment(self, name: str) -> Mapping[str, str]:
         """Give the variables a service is started with."""
         return self._environments[name]
+
+    def change(self, name: str, variables: Mapping[str, str]) -> None:
+        """Start a service with other variables from now on."""
+        self._environments[name] |= variables
 
     def start_all(self) -> "Stack":
         """Start every service and wait until all are ready."""
@@ -158,10 +170,12 @@ def make(
     amqp_url: str,
     broker: servers.Broker,
     changes: Mapping[str, Mapping[str, str]] | None = None,
+    *,
+    inside: Mapping[str, Sequence[str]] | None = None,
 ) -> Stack:
     """Put a stack together on these databases, this virtual host, and a provider and a mailbox of its own.
 
-    `changes`: variables by service, beside or instead of the usual ones.
+    `changes`: variables by service, beside or instead of the usual ones; `inside`: what is put before a service's command line.
     """
     provider, http_mail, smtp = ports.trial(3)
     environments: dict[str, dict[str, str]] = {
@@ -194,4 +208,4 @@ def make(
     )
     for name, variables in (changes or {}).items():
         environments[name].update(variables)
-    return Stack(folder, environments, known)
+    return Stack(folder, environments, known, inside)

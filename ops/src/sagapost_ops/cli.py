@@ -75,7 +75,10 @@ def main() -> None:
 def run() -> int:
     """Run the command line and give its exit code; what went wrong is one sentence on standard error."""
     logging.getLogger().addHandler(logging.NullHandler())  # libraries' warnings are not for the person at the terminal
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends a command, what it started ends with it
+    # Whoever ends a command, what it started ends with it: SIGTERM is Ctrl-C, also for one that was started in the background, with
+    # SIGINT ignored. Not an exception of its own: raised in the middle of a task it would leave asyncio with tasks that never end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         code = main.main(prog_name="./sagapost", standalone_mode=False)
     except click.UsageError as exc:

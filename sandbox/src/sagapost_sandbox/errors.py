@@ -7,6 +7,7 @@ SandboxError
 ├── PermissionsError         the unprivileged user cannot reach the data folder
 ├── VersionMismatchError     the data on disk belong to another major version
 ├── NoEngineError            tests were asked for containers and there is nothing to run them
+├── NoNamespaceError         this user, or this kernel, may not make a network namespace
 └── ManagementError          RabbitMQ's management interface refused a request
 """
 
@@ -43,6 +44,10 @@ class VersionMismatchError(SandboxError):
 
 class NoEngineError(SandboxError):
     """No container engine answers."""
+
+
+class NoNamespaceError(SandboxError):
+    """No network namespace can be made."""
 
 
 class ManagementError(SandboxError):

@@ -19,15 +19,19 @@ T = TypeVar("T")
 
 
 class Proxy:
-    """Forwards 127.0.0.1:`port` to a target while the `with` block runs; its methods may be called from any thread.
+    """Forwards `host`:`port` to a target while the `with` block runs; its methods may be called from any thread.
+
+    It listens on 127.0.0.1, or where `listener` does.
 
     A connection that is lost in a black hole stays open and silent on both sides until its owner gives it up, as a half-open one does;
     but unlike there, this machine's kernel goes on acknowledging what is sent, so that TCP's own timeouts never fire.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, listener: socket.socket | None = None) -> None:
+        self.host = HOST
         self.port = 0
         self._target = (host, port)
+        self._listener = listener
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._server: asyncio.Server | None = None
@@ -125,8 +129,9 @@ class Proxy:
         self._passing.set()
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._accept, HOST, 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        listener = self._listener or socket.create_server((HOST, 0))
+        self._server = await asyncio.start_server(self._accept, sock=listener)
+        self.host, self.port = listener.getsockname()
 
     async def _end(self) -> None:
         if self._server is not None:
@@ -185,7 +190,7 @@ def through(url: str, link: Proxy) -> str:
     """Give the same URL with the proxy's address in it."""
     parts = urlsplit(url)
     account = parts.netloc.rpartition("@")[0]
-    return parts._replace(netloc=f"{account}@{HOST}:{link.port}" if account else f"{HOST}:{link.port}").geturl()
+    return parts._replace(netloc=f"{account}@{link.host}:{link.port}" if account else f"{link.host}:{link.port}").geturl()
 
 
 class _Connection:

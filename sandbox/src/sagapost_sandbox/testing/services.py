@@ -1,12 +1,14 @@
 """Services as real child processes of a test; knows their common variables, not what they do."""
 
+import contextlib
 import http.client
 import os
 import pathlib
 import signal
+import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -16,15 +18,19 @@ from sagapost_sandbox import errors, ports, processes
 HOST: Final = "127.0.0.1"
 READY_S: Final = 20.0
 END_S: Final = 30.0
+BACKLOG: Final = 2048
 _POLL_S: Final = 0.05
 _OK: Final = 200
 _INHERITED: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SAGAPOST_MIGRATIONS")
 
 
 class Service:
-    """One `python -m <module>`; its variables are those given, plus host, port, and metrics off."""
+    """One `python -m <module>`; its variables are those given, plus host, port, and metrics off.
 
-    def __init__(self, module: str, env: Mapping[str, str], log: pathlib.Path) -> None:
+    `inside` is put before its command line, to run it in another network namespace; it listens in ours all the same.
+    """
+
+    def __init__(self, module: str, env: Mapping[str, str], log: pathlib.Path, *, inside: Sequence[str] = ()) -> None:
         self.module = module
         self.log = log
         self.env = {
@@ -38,7 +44,10 @@ class Service:
             self.env["SAGAPOST_PORT"] = str(ports.trial(1)[0])
         self.port = int(self.env["SAGAPOST_PORT"])
         self.url = f"http://{HOST}:{self.port}"
-        self._process = processes.spawn([sys.executable, "-m", module], log=log, cwd=pathlib.Path("/"), env=self.env)
+        line = [*inside, sys.executable, "-m", module]
+        with contextlib.ExitStack() as held:
+            sockets = [(str(self.port), held.enter_context(socket.create_server((HOST, self.port), backlog=BACKLOG)))] if inside else []
+            self._process = processes.spawn(line, log=log, cwd=pathlib.Path("/"), env=self.env, sockets=sockets)
 
     @property
     def pid(self) -> int:
