@@ -15,7 +15,7 @@ from sagapost_chassis import crashpoints
 from sagapost_sandbox.testing import polling
 
 SEED = int(os.environ.get("SEED") or secrets.randbelow(1_000_000))
-CHECKOUTS, KILLS = (os.environ.get("SAGAPOST_TEST_CHAOS") or "250 30").split()
+CHECKOUTS, KILLS = (os.environ.get("SAGAPOST_TEST_CHAOS") or "200 24").split()
 # more of what leads to refunds and deadlines than customers do, so that a short run passes every crash point
 MIX = "ok=80,declined=5,flaky=3,late=2,cancelled=10"
 pytestmark = pytest.mark.timeout(3600 if int(KILLS) > 100 else 600)

@@ -191,6 +191,18 @@ WRONG: dict[str, tuple[str, int, str, tuple[str, ...]]] = {
         "saga {saga} knows of 1299.99 captured, 0.00 refunded; the ledger has 1299.99, 1299.99",
         ("INSERT INTO ledger (order_id, kind, amount, currency, transaction_id) VALUES (%(order_id)s, 'refund', %(total)s, 'USD', 're')",),
     ),
+    "a finished order that was not paid in full": (
+        "payment",
+        3,
+        "order {order_id} is notified and costs 1299.99, taken is 5.00",
+        ("UPDATE ledger SET amount = 5 WHERE order_id = %(order_id)s",),
+    ),
+    "a cancelled order whose money was kept": (
+        "order",
+        3,
+        "order {order_id} is compensated, and 1299.99 of it was kept",
+        ("UPDATE sagas SET state = 'compensated', captured = 0, refunded = 0 WHERE id = %(saga)s",),
+    ),
     "another amount at the provider": (
         "payment",
         3,

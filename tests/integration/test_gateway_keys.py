@@ -13,12 +13,12 @@ import psycopg
 import pytest
 from integration import order_walk
 
-from sagapost_chassis import db
+from sagapost_chassis import db, web
 from sagapost_chassis.errors import TransientError
 from sagapost_contracts import access
 from sagapost_gateway import admission, api, operations, upstream
 from sagapost_ops.keys import queries
-from sagapost_order import domain, states
+from sagapost_order import client_api, domain, states
 from sagapost_sandbox import ports
 from sagapost_sandbox.testing import polling, servers, services
 
@@ -138,7 +138,8 @@ async def test_another_clients_order_is_as_if_it_were_not_there(
     mine, other = make_key("mine"), make_key("other")
 
     for headers in (other, {}):
-        foreign = [await client.request(method, path, headers=headers) for method, path in paths_of(order)]
+        async with asyncio.timeout(20):  # a stream that is opened for a stranger would not end by itself
+            foreign = [await client.request(method, path, headers=headers) for method, path in paths_of(order)]
         unknown = [await client.request(method, path, headers=headers) for method, path in paths_of(nobody)]
         assert [but_for_the_path(answer) for answer in foreign] == [but_for_the_path(answer) for answer in unknown]
         assert {answer.status_code for answer in foreign} == {404}
@@ -229,6 +230,17 @@ async def test_production_needs_a_key_for_everything_that_is_not_public(
     assert (development.status_code, slug(development)) == (401, "unauthorized")
     assert placed.status_code == 202
     assert public == [200] * 4
+
+
+@pytest.mark.parametrize(("env", "known"), [("production", None), ("development", access.DEMO)])
+async def test_the_order_service_knows_the_demo_client_in_development_only(pool: db.Pool, env: str, known: str | None) -> None:
+    """A gateway that was started in the wrong environment opens nothing: whoever has no key is nobody."""
+    application: Any = web.app(client_api.routes(pool, env=env))  # litestar and httpx type ASGI's scopes differently
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://order") as client:
+        answer = await client.post("/clients/admit", json={"sha256": None, "want": 1})
+
+    assert (answer.status_code, answer.json()["client"]) == (200, known)
+    assert answer.json()["granted"] == (1 if known else 0)
 
 
 async def test_a_revoked_key_is_refused_everywhere_within_seconds(gateways: tuple[str, str], shared_db: str, make_key: Make) -> None:

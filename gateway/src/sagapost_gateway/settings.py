@@ -22,9 +22,9 @@ class Settings(settings.Common, frozen=True, kw_only=True):
     page_port: int = 3000
     order_url: str = "http://127.0.0.1:8001"
     deadline_s: float = 5.0
-    max_connections: int = 64
+    max_connections: int = 32
     max_waiting: int = 500
-    max_queued: int = 64
+    max_queued: int = 32
     breaker_failures: int = 5
     max_open: int = 4096
     cors_origins: str = ""

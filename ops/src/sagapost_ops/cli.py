@@ -78,7 +78,7 @@ def run() -> int:
     # Whoever ends a command, what it started ends with it: SIGTERM is Ctrl-C, also for one that was started in the background, with
     # SIGINT ignored. Not an exception of its own: raised in the middle of a task it would leave asyncio with tasks that never end.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = main.main(prog_name="./sagapost", standalone_mode=False)
     except click.UsageError as exc:
@@ -91,3 +91,7 @@ def run() -> int:
     except click.Abort:
         return _INTERRUPTED
     return code if isinstance(code, int) else 0
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    signal.raise_signal(signal.SIGINT)
