@@ -1,5 +1,6 @@
 """Looks for what must stand in no log, no metric and no list of processes: addresses, card numbers, passwords, forged lines."""
 
+import contextlib
 import json
 import pathlib
 import re
@@ -56,10 +57,7 @@ def files(*folders: pathlib.Path) -> dict[str, str]:
 def command_lines(folder: pathlib.Path) -> dict[str, str]:
     """Read the command lines of the processes that work in a folder."""
     found: dict[str, str] = {}
-    for pid in processes.pids():
-        try:
-            if pathlib.Path(f"/proc/{pid}/cwd").readlink().is_relative_to(folder):
-                found[f"process {pid}"] = pathlib.Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            continue
+    for pid in processes.below(folder):
+        with contextlib.suppress(OSError):
+            found[f"process {pid}"] = pathlib.Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace")
     return found

@@ -196,6 +196,14 @@ def pids() -> Iterator[int]:
     return (int(entry.name) for entry in pathlib.Path("/proc").iterdir() if entry.name.isdigit())
 
 
+def below(folder: pathlib.Path) -> Iterator[int]:
+    """Every process that works in a folder or below it, as far as this user may see."""
+    for pid in pids():
+        with contextlib.suppress(OSError):  # it has ended, or is somebody else's
+            if pathlib.Path(f"/proc/{pid}/cwd").readlink().is_relative_to(folder):
+                yield pid
+
+
 def tail(log: pathlib.Path, size_bytes: int = TAIL_BYTES) -> str:
     """Return the end of a log, for an error message."""
     try:

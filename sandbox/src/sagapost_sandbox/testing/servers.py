@@ -115,8 +115,8 @@ def native_broker(folder: pathlib.Path) -> Generator[rabbitmq.Node]:
 
 
 def _sweep(folder: pathlib.Path) -> None:
-    for pid in processes.pids():  # first who would start the others again: a stack's supervisor works in its folder
-        if _works_below(pid, folder) and (record := processes.identify(pid)) is not None:
+    for pid in processes.below(folder):  # first who would start the others again: a stack's supervisor works in its folder
+        if (record := processes.identify(pid)) is not None:
             processes.Process(record).kill()
     for saved in folder.rglob("*.pid"):
         if saved.name != _MADE_BY and (process := processes.load(saved)) is not None:
@@ -125,10 +125,3 @@ def _sweep(folder: pathlib.Path) -> None:
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)  # whose it is goes last: a sweep that is interrupted can be taken up again
-
-
-def _works_below(pid: int, folder: pathlib.Path) -> bool:
-    try:
-        return pathlib.Path(f"/proc/{pid}/cwd").readlink().is_relative_to(folder)
-    except OSError:  # it has ended, or is somebody else's
-        return False
