@@ -1,8 +1,12 @@
 """PostgreSQL: one pool per process, one way to write, rows as Structs; it must not know any table of a service."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+import asyncio
+import contextvars
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from operator import attrgetter
+from typing import Any, Final, Generic, TypeVar
+from uuid import UUID
 
 import msgspec
 import psycopg
@@ -12,20 +16,48 @@ from psycopg import conninfo
 from sagapost_chassis import errors, settings
 
 S = TypeVar("S", bound=msgspec.Struct)
+T = TypeVar("T")
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
 # serialization failure, deadlock, lock not available, cancelled or shut down, connection lost
 _RETRYABLE: Final = ("40001", "40P01", "55P03", "57P0", "57014", "08", "53300")
 _TIMEOUTS: Final = "-c statement_timeout=10000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=30000"
+# Two at a time: one runs its statements while the other waits for its commit. Of the pool's ten connections the rest is for requests.
+COMMITTERS: Final = 2
+GROUP_MAX: Final = 64
+# a unit that waits for a row which somebody holds for longer leaves the group, so that the others need not wait with it
+_GROUP_PATIENCE: Final = "SET LOCAL lock_timeout = '250ms'"
 # For the server's end. By itself a server keeps the session of a client that has vanished for two hours: some losses of the network
 # later all its connections are taken.
 _KEEPALIVES: Final = "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3 -c tcp_user_timeout=10000"
 
 
 class Pool(psycopg_pool.AsyncConnectionPool[Connection]):
-    """A pool that tells when a transaction on it has committed."""
+    """A pool that tells when a transaction on it has committed, with the units of work that wait for one together."""
 
     on_commit: Callable[[], None] | None = None
+    waiting: "list[_Unit[Any]]"
+    committers: set[asyncio.Task[None]]
+
+
+class _Unit(Generic[T]):
+    """Work that waits for its group; `committed` becomes True, or False when the unit must run in a transaction of its own."""
+
+    def __init__(self, key: UUID, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> None:
+        self.key = key
+        self.work = work
+        self.context = contextvars.copy_context()
+        self.committed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.result: T
+
+    def end(self, exc: Exception | None, *, committed: bool = False) -> None:
+        """Let the caller go on; one that has gone away learns nothing."""
+        if self.committed.done():
+            return
+        if exc is None:
+            self.committed.set_result(committed)
+        else:
+            self.committed.set_exception(exc)
 
 
 class UnavailableError(errors.TransientError):
@@ -74,6 +106,8 @@ async def open_pool(url: str, name: str, *, max_size: int = 10, on_commit: Calla
         name=name,
     )
     pool.on_commit = on_commit
+    pool.waiting = []
+    pool.committers = set()
     await pool.open(wait=False)
     try:
         yield pool
@@ -140,6 +174,63 @@ async def transaction(pool: Pool) -> AsyncGenerator[Connection]:
         if committing and (state is None or state.startswith(("57P", "08"))):
             raise CommitUnknownError("the connection broke during COMMIT") from exc
         raise
+
+
+async def grouped(pool: Pool, key: UUID, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+    """Run a unit of work in a transaction that it shares with those that wait at the same time (group commit).
+
+    It returns when that has committed. While one group commits the next gathers; who comes alone waits for nobody. A unit
+    is database work only, and may run twice: when one of a group fails, nothing of the group is written and each of its
+    units runs in a transaction of its own. `key` is what it locks first: groups take their units in the order of the keys,
+    and so do not lock crosswise.
+
+    Raises:
+        UnavailableError: nothing was written; the unit may be repeated.
+        CommitUnknownError: the connection broke while committing; read again before repeating.
+        Exception: what the unit raised, in a transaction of its own; nothing of it was written.
+
+    """
+    unit = _Unit(key, work)
+    pool.waiting.append(unit)
+    if len(pool.committers) < COMMITTERS:
+        pool.committers.add(asyncio.create_task(_commit_groups(pool)))
+    if await unit.committed:
+        return unit.result
+    async with transaction(pool) as conn:
+        return await work(conn)
+
+
+async def _commit_groups(pool: Pool) -> None:
+    try:
+        while pool.waiting:
+            group = sorted(pool.waiting[:GROUP_MAX], key=attrgetter("key"))
+            del pool.waiting[:GROUP_MAX]
+            await _commit_group(pool, group)
+    finally:  # here and not in a callback, which would run later: whoever comes between would wait for nobody
+        pool.committers = {task for task in pool.committers if task is not asyncio.current_task()}
+
+
+async def _commit_group(pool: Pool, group: Sequence[_Unit[Any]]) -> None:
+    """Run the units one after the other in one transaction; the exception of a single one is its own."""
+    failed = False
+    try:
+        async with transaction(pool) as conn:
+            if len(group) > 1:
+                await conn.execute(_GROUP_PATIENCE)
+            for unit in group:
+                failed = True
+                unit.result = await asyncio.create_task(unit.work(conn), context=unit.context)
+                failed = False
+    except Exception as exc:  # any kind: it goes to whoever waits for the unit
+        for unit in group:
+            unit.end(None if failed and len(group) > 1 else exc)
+    except BaseException:
+        for unit in group:
+            unit.committed.cancel()
+        raise
+    else:
+        for unit in group:
+            unit.end(None, committed=True)
 
 
 def is_retryable(exc: psycopg.Error) -> bool:

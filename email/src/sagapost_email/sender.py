@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
-from email.headerregistry import Address
+from email.headerregistry import Address, BaseHeader, HeaderRegistry
 from email.message import EmailMessage
 from email.policy import SMTP
 from typing import Final, Literal, Self
@@ -14,9 +14,24 @@ import aiosmtplib
 from sagapost_chassis import privacy, settings, tls
 from sagapost_email import domain, errors
 
+
+class _Headers(HeaderRegistry):
+    """The standard library's headers; it makes a class for each header of each mail, which was a tenth of this process's time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[str, type[BaseHeader]] = {}
+
+    def __getitem__(self, name: str) -> type[BaseHeader]:
+        """Give the class of a header, the same for each mail."""
+        if name not in self._made:
+            self._made[name] = super().__getitem__(name)
+        return self._made[name]
+
+
 # Every line is plain ASCII (servers without 8BITMIME) and headers are never folded: a folded Message-ID is another one to some readers.
 # 998 is the limit of RFC 5322, section 2.1.1.
-_POLICY: Final = SMTP.clone(cte_type="7bit", max_line_length=998)
+_POLICY: Final = SMTP.clone(cte_type="7bit", max_line_length=998, header_factory=_Headers())
 _RECENTLY_S: Final = 10
 
 

@@ -33,6 +33,8 @@ BROKER_USER: Final = ("ecommerce", "ecommerce123")  # the operator's; each servi
 LISTENING: Final = ("SAGAPOST_PORT", "SAGAPOST_PAGE_PORT", "SAGAPOST_METRICS_PORT")
 HIGHEST_OFFSET: Final = 39_000  # 25672 is the highest port, and 65535 the last
 
+# How nice a module's processes are. A receipt can wait where a payment should not: after an outage payments catch up first.
+PATIENT: Final = {"sagapost_email": 5, "sagapost_sandbox.mailbox": 5}
 OUTSIDE: Final = 2  # the stage of what belongs to somebody else where customers are
 
 How = Literal["database", "broker", "task", "program"]
@@ -51,7 +53,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 class Unit(msgspec.Struct, frozen=True, kw_only=True):
     """One thing to start: how, with what, after which others, and in which stage it is stopped (1 is last).
 
-    `listens` names the ports of a service of ours, which stay open while its processes replace each other.
+    `listens` names the ports of a service of ours, which stay open while its processes replace each other. `nice` (0 to 19)
+    is how far it stands back where processors are scarce.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     kind: state.Kind = "health"
     requires: tuple[str, ...] = ()
     listens: tuple[int, ...] = ()
+    nice: int = 0
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -233,4 +237,5 @@ def _program(
         port=ports[name],
         requires=requires,
         listens=() if stage == OUTSIDE else tuple(port for name in LISTENING if (port := int(variables.get(name, 0)))),
+        nice=PATIENT.get(module, 0),
     )

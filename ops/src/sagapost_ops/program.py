@@ -123,10 +123,10 @@ class Program:
         """Start a process, and give the port at which this one, and no other that shares its sockets, says whether it is ready."""
         arguments = [python, "-P", "-m", *unit.arguments]
         if not unit.listens:
-            return processes.spawn(arguments, log=self._log, cwd=self._home, env=self._environ(unit)), unit.port
+            return processes.spawn(arguments, log=self._log, cwd=self._home, env=self._environ(unit), nice=unit.nice), unit.port
         with socket.create_server((probes.HOST, 0)) as probe:
             sockets = [*((str(one.getsockname()[1]), one) for one in self._opened(unit)), (_PROBE, probe)]
-            process = processes.spawn(arguments, log=self._log, cwd=self._home, env=self._environ(unit), sockets=sockets)
+            process = processes.spawn(arguments, log=self._log, cwd=self._home, env=self._environ(unit), sockets=sockets, nice=unit.nice)
             return process, int(probe.getsockname()[1])
 
     def _opened(self, unit: plan.Unit) -> list[socket.socket]:

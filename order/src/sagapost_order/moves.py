@@ -49,16 +49,19 @@ async def on_event(pool: db.Pool, policy: states.Policy, delivery: consuming.Del
 
     """
     message = delivery.message
-    async with db.transaction(pool) as conn:
+
+    async def hear(conn: db.Connection) -> tuple[saga.Step, ...]:
         if not await inbox.claim(conn, delivery.message_id, delivery.type):
-            return
+            return ()
         row = await saga_queries.lock(conn, message.saga_id)
         if row is None:
             raise errors.SagaMissingError(f"there is no saga {message.saga_id}")
         if row.order_id != message.order_id:
             raise errors.ForeignOrderError(f"saga {row.id} is of order {row.order_id}, not of {message.order_id}")
         event = saga.event_of(message, row.locked_at, policy)
-        steps = await _move(conn, row, event, Cause(source="event", message_id=delivery.message_id))
+        return await _move(conn, row, event, Cause(source="event", message_id=delivery.message_id))
+
+    steps = await db.grouped(pool, message.saga_id, hear)
     await crashpoints.crashpoint("saga.after_commit")
     _count(steps)
 

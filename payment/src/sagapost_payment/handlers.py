@@ -22,7 +22,7 @@ async def on_order_created(
     if payment.status is domain.Status.PROCESSING:
         result = await capture(pool, psp, payment, terms, fresh=fresh)
         await crashpoints.crashpoint("payment.after_charge")
-        payment = await conclude(pool, payment.order_id, result, delivery, terms)
+        payment = await conclude(pool, payment, result, delivery, terms)
         await crashpoints.crashpoint("payment.after_commit")
     if payment.status is domain.Status.REFUNDING:
         await give_back(pool, psp, payment, delivery, terms, fresh=False)
@@ -59,14 +59,17 @@ async def _intend(
     pool: db.Pool, delivery: consuming.Delivery, order: events.OrderCreated, terms: domain.Terms
 ) -> tuple[domain.Payment, bool]:
     """Make the row that says "we are about to charge", or find it; a finished one only needs its message ticked off."""
-    async with db.transaction(pool) as conn:
-        fresh = await queries.add(conn, order, terms=terms)
-        payment = await queries.get(conn, order.order_id)
+
+    async def intend(conn: db.Connection) -> tuple[domain.Payment, bool]:
+        added = await queries.add(conn, order, terms=terms)
+        payment = added or await queries.get(conn, order.order_id)
         if payment is None:
             raise errors.ForeignSagaError(f"order {order.order_id} has no payment, but its saga has")
         if _of_saga(payment, order).status not in {domain.Status.PROCESSING, domain.Status.REFUNDING}:
             await inbox.claim(conn, delivery.message_id, delivery.type)
-        return payment, fresh
+        return payment, added is not None
+
+    return await db.grouped(pool, order.saga_id, intend)
 
 
 def _of_saga(payment: domain.Payment, message: events.Message) -> domain.Payment:
@@ -117,11 +120,12 @@ async def _find(psp: provider.Provider, payment: domain.Payment) -> domain.Captu
 
 
 async def conclude(
-    pool: db.Pool, order_id: int, result: domain.Result, delivery: consuming.Delivery | None, terms: domain.Terms
+    pool: db.Pool, known: domain.Payment, result: domain.Result, delivery: consuming.Delivery | None, terms: domain.Terms
 ) -> domain.Payment:
     """Write down the result and tell of it; of several that come here, the first one does. No delivery: somebody had a look."""
-    async with db.transaction(pool) as conn:
-        payment = await queries.lock(conn, order_id)
+
+    async def write(conn: db.Connection) -> domain.Payment:
+        payment = await queries.lock(conn, known.order_id)
         if isinstance(result, domain.Captured) and domain.must_go_back(payment):
             return await _note_capture(conn, payment, domain.Status.REFUNDING, result, terms)
         is_first = delivery is None or await inbox.claim(conn, delivery.message_id, delivery.type)
@@ -137,6 +141,8 @@ async def conclude(
             payment = await queries.move(conn, payment, domain.Status.VOIDED, code=result.code, reason=result.reason, terms=terms)
             await _tell(conn, delivery, domain.voided(payment))
         return payment
+
+    return await db.grouped(pool, known.saga_id, write)
 
 
 async def _note_capture(

@@ -10,33 +10,37 @@ from sagapost_chassis import db
 from sagapost_contracts import events
 from sagapost_payment import domain, errors
 
+_COLUMNS: Final = """
+id, order_id, saga_id, status, version, amount, currency, payment_method, transaction_id, code, reason, user_email, items,
+unanswered_calls, uncertain, cancel_requested_at, pay_before <= now() AS expired
+"""
 # no conflict target: racing inserts of one order may meet on the order's or on the saga's index first
-_INSERT: Final = """
+_INSERT: Final = (
+    """
 INSERT INTO payments (order_id, saga_id, status, amount, currency, payment_method, user_email, items, pay_before, look_at)
 VALUES (%(order_id)s, %(saga_id)s, 'processing', %(amount)s, %(currency)s, %(payment_method)s, %(user_email)s, %(items)s, %(pay_before)s,
         now() + GREATEST(%(look_s)s, %(call_s)s) * interval '1 second')
 ON CONFLICT DO NOTHING
-"""
+RETURNING"""
+    + _COLUMNS
+)
 _INSERT_TOMBSTONE: Final = """
 INSERT INTO payments (order_id, saga_id, status, amount, currency, payment_method, user_email, items, pay_before, code, reason, look_at)
 VALUES (%(order_id)s, %(saga_id)s, 'voided', 0, %(currency)s, '', '', '[]', now(), %(code)s, %(reason)s, NULL)
 ON CONFLICT DO NOTHING
 """
-_SELECT: Final = """
-SELECT id, order_id, saga_id, status, version, amount, currency, payment_method, transaction_id, code, reason, user_email, items,
-       unanswered_calls, uncertain, cancel_requested_at, pay_before <= now() AS expired
-FROM payments WHERE order_id = %(order_id)s LIMIT 1
-"""
+_SELECT: Final = "SELECT" + _COLUMNS + "FROM payments WHERE order_id = %(order_id)s LIMIT 1\n"
 _LOCK: Final = _SELECT + "FOR UPDATE"
-_MOVE: Final = """
+_MOVE: Final = (
+    """
 UPDATE payments
 SET status = %(status)s, version = version + 1, updated_at = now(), transaction_id = COALESCE(%(transaction_id)s, transaction_id),
     code = COALESCE(%(code)s, code), reason = COALESCE(%(reason)s, reason), looks = 0,
     look_at = CASE WHEN uncertain OR %(status)s = 'refunding' THEN now() + GREATEST(%(look_s)s, %(call_s)s) * interval '1 second' END
 WHERE id = %(id)s AND version = %(version)s
-RETURNING id, order_id, saga_id, status, version, amount, currency, payment_method, transaction_id, code, reason, user_email, items,
-          unanswered_calls, uncertain, cancel_requested_at, pay_before <= now() AS expired
-"""
+RETURNING"""
+    + _COLUMNS
+)
 _DOUBT: Final = """
 UPDATE payments SET uncertain = true, unanswered_calls = unanswered_calls + %(unanswered)s, updated_at = now()
  WHERE id = %(id)s AND status = 'processing'
@@ -94,24 +98,22 @@ _LOOK_MAX_S: Final = 900.0
 _SETTLED_LOOKS: Final = 23
 
 
-async def add(conn: db.Connection, order: events.OrderCreated, *, terms: domain.Terms) -> bool:
-    """Insert the intent to charge; False when this order has a payment already."""
-    cursor = await conn.execute(
-        _INSERT,
-        {
-            "order_id": order.order_id,
-            "saga_id": order.saga_id,
-            "amount": order.amount,
-            "currency": order.currency,
-            "payment_method": order.payment_method,
-            "user_email": order.user_email,
-            "items": json.Jsonb(order.items, dumps=msgspec.json.encode),
-            "pay_before": order.pay_before,
-            "look_s": terms.look_s,
-            "call_s": terms.call_s,
-        },
-    )
-    return cursor.rowcount == 1
+async def add(conn: db.Connection, order: events.OrderCreated, *, terms: domain.Terms) -> domain.Payment | None:
+    """Insert the intent to charge, and give it; None when this order has a payment already."""
+    values = {
+        "order_id": order.order_id,
+        "saga_id": order.saga_id,
+        "amount": order.amount,
+        "currency": order.currency,
+        "payment_method": order.payment_method,
+        "user_email": order.user_email,
+        "items": json.Jsonb(order.items, dumps=msgspec.json.encode),
+        "pay_before": order.pay_before,
+        "look_s": terms.look_s,
+        "call_s": terms.call_s,
+    }
+    async with conn.cursor(row_factory=db.struct_row(domain.Payment)) as cursor:
+        return await (await cursor.execute(_INSERT, values)).fetchone()
 
 
 async def add_tombstone(conn: db.Connection, order_id: int, saga_id: UUID, *, currency: str, code: str, reason: str) -> None:

@@ -33,7 +33,7 @@ async def look(pool: db.Pool, psp: provider.Provider, payment: domain.Payment, t
     async with _claimed(terms):
         if payment.status is domain.Status.PROCESSING:
             result = await handlers.capture(pool, psp, payment, terms, fresh=False)
-            payment = await handlers.conclude(pool, payment.order_id, result, None, terms)
+            payment = await handlers.conclude(pool, payment, result, None, terms)
         elif payment.status is not domain.Status.REFUNDING:
             payment = await _reconcile(pool, psp, payment, terms)
     if payment.status is domain.Status.REFUNDING:
@@ -56,7 +56,7 @@ async def _reconcile(pool: db.Pool, psp: provider.Provider, payment: domain.Paym
     charges = await psp.find(payment.saga_id)
     if charges and payment.transaction_id is None:
         telemetry.log.warning("payment.late_charge", order_id=payment.order_id, status=payment.status.value)
-        return await handlers.conclude(pool, payment.order_id, charges[0], None, terms)
+        return await handlers.conclude(pool, payment, charges[0], None, terms)
     async with db.connection(pool) as conn:
         noted = await queries.noted_duplicates(conn, payment)
     for charge in domain.surplus(charges, payment.transaction_id or "", noted):

@@ -119,8 +119,11 @@ def spawn(
     env: Mapping[str, str],
     account: accounts.Account | None = None,
     sockets: Sequence[tuple[str, socket.socket]] = (),
+    nice: int = 0,
 ) -> Process:
     """Start a program in a session of its own, both streams appended to `log`; `account` needs root.
+
+    One that is `nice` (0 to 19) leaves the processors to the others where there are too few.
 
     `cwd` is entered before the rights are dropped. posix_spawn instead of Popen: the child may well outlive us.
     Listening `sockets` are handed over by name, in the manner of systemd's socket activation.
@@ -148,8 +151,17 @@ def spawn(
     finally:
         for copy in copies:
             os.close(copy)
+    if nice:
+        _stand_back(pid, nice)
     fields = _stat(pid)  # there even when it has ended already: it is our child, and not reaped
     return Process(Record(pid=pid, started=int(fields[_STARTED]) if fields else 0, boot=_boot()))
+
+
+def _stand_back(pid: int, nice: int) -> None:
+    os.setpriority(os.PRIO_PROCESS, pid, nice)
+    # Linux shares processors out among sessions first, and a priority counts within its session only (sched(7), autogroup)
+    with contextlib.suppress(OSError):
+        pathlib.Path(f"/proc/{pid}/autogroup").write_text(str(nice), encoding="ascii")
 
 
 def run(

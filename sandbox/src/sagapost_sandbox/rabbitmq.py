@@ -21,6 +21,12 @@ START_TIMEOUT_S: Final = 90.0
 STOP_TIMEOUT_S: Final = 2.0
 EPMD_STOP_S: Final = 5.0
 _RETRY_S: Final = 0.05
+# What a process of the Erlang machine writes when it crashes holds its state and its last message, a customer's address among them.
+# RabbitMQ's own lines all have its domain; those reports have the library's, or none. Without blanks: the start script splits at them.
+DISCREET: Final = (
+    "-kernel logger [{filters,log,[{otp,{fun'logger_filters':domain/2,{stop,sub,[otp]}}},"
+    "{no_domain,{fun'logger_filters':domain/2,{stop,undefined,[]}}}]}]"
+)
 _CONFIG: Final = """\
 listeners.tcp.1 = 127.0.0.1:{amqp_port}
 management.tcp.ip = 127.0.0.1
@@ -200,7 +206,8 @@ class Node:
             "ERL_EPMD_PORT": str(self.epmd_port),
             "ERL_EPMD_ADDRESS": HOST,
             # Two schedulers that sleep when idle; the node must not start an epmd that would outlive it.
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none -start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none -start_epmd false -kernel inet_dist_use_interface {127,0,0,1} "
+            + DISCREET,
             # rabbitmq-server then becomes the Erlang machine instead of a shell that watches one: signals arrive where they should.
             "detached": "true",
         }

@@ -68,7 +68,7 @@ class Rig:
         unit = self.units[name]
         environ = _inherited() | unit.environ | SETTINGS.get(name, {}) | {"SAGAPOST_CRASH": crash}
         line = [sys.executable, "-P", "-m", *unit.arguments]
-        process = processes.spawn(line, log=self.home / "logs" / f"{name}.log", cwd=self.home, env=environ)
+        process = processes.spawn(line, log=self.home / "logs" / f"{name}.log", cwd=self.home, env=environ, nice=unit.nice)
         processes.save(process, self.home / state.PIDS / f"{name}.pid")
         self._running[name] = process
         self.lives.append(life := Life(name=name, armed=crash, started_at=time.time()))

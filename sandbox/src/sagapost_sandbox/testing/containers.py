@@ -14,7 +14,7 @@ from typing import Final
 import psycopg
 from testcontainers.core import container as containers
 
-from sagapost_sandbox import databases, errors, management, ports
+from sagapost_sandbox import databases, errors, management, ports, rabbitmq
 
 POSTGRES_IMAGE: Final = "postgres:17"
 RABBITMQ_IMAGE: Final = "rabbitmq:4-management"
@@ -120,7 +120,11 @@ class ContainerBroker(_Server):
     """rabbitmq:4-management in a container."""
 
     def __init__(self, credentials: tuple[str, str] = ("ecommerce", "ecommerce123")) -> None:
-        environment = {"RABBITMQ_DEFAULT_USER": credentials[0], "RABBITMQ_DEFAULT_PASS": credentials[1]}
+        environment = {
+            "RABBITMQ_DEFAULT_USER": credentials[0],
+            "RABBITMQ_DEFAULT_PASS": credentials[1],
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": rabbitmq.DISCREET,
+        }
         super().__init__(RABBITMQ_IMAGE, (5672, 15672), environment, [])
         self.management = management.Management(host="127.0.0.1", port=self.ports[1], user=credentials[0], password=credentials[1])
 

@@ -1,0 +1,213 @@
+"""Units of work that share a transaction, against a real PostgreSQL."""
+
+import asyncio
+import contextvars
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from sagapost_chassis import db, ids, inbox
+
+pytestmark = pytest.mark.anyio
+
+Unit = Callable[[db.Connection], Coroutine[Any, Any, int]]
+WHO: contextvars.ContextVar[str] = contextvars.ContextVar("WHO", default="nobody")
+
+
+async def _transaction_id(conn: db.Connection) -> int:
+    found = await (await conn.execute("SELECT pg_current_xact_id()::text::bigint")).fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+def _claims(message_id: UUID) -> Unit:
+    """Make a unit that claims a message and tells in which transaction."""
+
+    async def unit(conn: db.Connection) -> int:
+        await inbox.claim(conn, message_id, "EmailSent")
+        return await _transaction_id(conn)
+
+    return unit
+
+
+async def _claimed(pool: db.Pool) -> set[UUID]:
+    async with db.connection(pool) as conn:
+        return {row[0] for row in await (await conn.execute("SELECT message_id FROM inbox")).fetchall()}
+
+
+@asynccontextmanager
+async def _gathering(pool: db.Pool) -> AsyncIterator[None]:
+    """Keep as many groups open as there may be while the block adds units, so that they gather."""
+    go_on = asyncio.Event()
+    running: list[asyncio.Task[None]] = []
+    for _ in range(db.COMMITTERS):
+        began = asyncio.Event()
+
+        async def holds(_: db.Connection, began: asyncio.Event = began) -> None:
+            began.set()
+            await go_on.wait()
+
+        running.append(asyncio.create_task(db.grouped(pool, ids.uuid7(), holds)))
+        await began.wait()
+    try:
+        yield
+    finally:
+        go_on.set()
+        await asyncio.gather(*running)
+
+
+async def _together(pool: db.Pool, *units: tuple[UUID, Unit]) -> list[int | BaseException]:
+    """Run units as one group, and give what each came to."""
+    async with _gathering(pool):
+        tasks = [asyncio.create_task(db.grouped(pool, key, unit)) for key, unit in units]
+        await asyncio.sleep(0)  # each of them begins, and waits
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_units_that_wait_at_the_same_time_share_one_transaction(payment_db: str) -> None:
+    """While a group commits, whoever comes gathers for the next one, and all of that one is committed when they go on."""
+    messages = [ids.uuid7() for _ in range(5)]
+    async with db.open_pool(payment_db, "test") as pool:
+        transactions = await _together(pool, *((message, _claims(message)) for message in messages))
+
+        assert len(set(transactions)) == 1
+        assert await _claimed(pool) == set(messages)
+
+
+async def test_whoever_comes_alone_waits_for_nobody(payment_db: str) -> None:
+    """A single unit has a transaction of its own, at once."""
+    async with db.open_pool(payment_db, "test") as pool:
+        transactions = [await db.grouped(pool, message, _claims(message)) for message in (ids.uuid7(), ids.uuid7())]
+
+    assert len(set(transactions)) == 2
+
+
+async def test_a_group_has_an_end(payment_db: str) -> None:
+    """More units than a group holds make several groups; nobody is forgotten."""
+    messages = [ids.uuid7() for _ in range(2 * db.GROUP_MAX + 1)]
+    async with db.open_pool(payment_db, "test") as pool:
+        transactions = await _together(pool, *((message, _claims(message)) for message in messages))
+
+        assert len(set(transactions)) == 3
+        assert await _claimed(pool) == set(messages)
+
+
+async def test_a_unit_that_fails_takes_nobody_with_it(payment_db: str) -> None:
+    """The others of its group commit without it, and it alone has its exception; what it wrote is gone."""
+    good, bad = [ids.uuid7() for _ in range(3)], ids.uuid7()
+
+    async def fails(conn: db.Connection) -> int:
+        await inbox.claim(conn, bad, "EmailSent")
+        raise ZeroDivisionError
+
+    async with db.open_pool(payment_db, "test") as pool:
+        *transactions, failure = await _together(pool, *((message, _claims(message)) for message in good), (bad, fails))
+
+        assert isinstance(failure, ZeroDivisionError)
+        assert len(set(transactions)) == 3
+        assert await _claimed(pool) == set(good)
+
+
+async def test_a_statement_that_fails_takes_nobody_with_it(payment_db: str) -> None:
+    """An error of the database ends the group's transaction, and every unit has one of its own afterwards."""
+    good = [ids.uuid7() for _ in range(3)]
+
+    async def fails(conn: db.Connection) -> int:
+        await conn.execute("SELECT 1 / 0")
+        return 0
+
+    async with db.open_pool(payment_db, "test") as pool:
+        failure, *_ = await _together(pool, (UUID(int=0), fails), *((message, _claims(message)) for message in good))
+
+        assert isinstance(failure, psycopg.errors.DivisionByZero)
+        assert await _claimed(pool) == set(good)
+
+
+async def test_a_unit_that_waits_for_a_lock_does_not_hold_up_its_group(payment_db: str) -> None:
+    """Somebody holds one row for long: the units that want other rows commit meanwhile."""
+    held, free = UUID(int=0), [ids.uuid7() for _ in range(3)]
+    async with db.open_pool(payment_db, "test") as pool:
+        async with db.transaction(pool) as other:
+            await inbox.claim(other, held, "EmailSent")
+            async with _gathering(pool):
+                waiting = asyncio.create_task(db.grouped(pool, held, _claims(held)))
+                others = [asyncio.create_task(db.grouped(pool, message, _claims(message))) for message in free]
+                await asyncio.sleep(0)  # each of them begins, and waits
+            async with asyncio.timeout(4):  # less than the time that one waits for a lock alone
+                await asyncio.gather(*others)
+            assert not waiting.done()
+        await waiting
+
+
+async def test_a_commit_cut_in_the_middle_is_unknown_to_the_whole_group(payment_db: str) -> None:
+    """When COMMIT has no answer nobody of the group claims to know, and nobody's unit runs again by itself."""
+    runs = 0
+
+    async def counts(_: db.Connection) -> int:
+        nonlocal runs
+        runs += 1
+        return runs
+
+    async def cuts(conn: db.Connection) -> int:
+        async with await psycopg.AsyncConnection.connect(payment_db, autocommit=True) as other:
+            await other.execute("SELECT pg_terminate_backend(%s)", (conn.info.backend_pid,))
+        return await counts(conn)
+
+    async with db.open_pool(payment_db, "test") as pool:
+        outcomes = await _together(pool, (UUID(int=1), counts), (UUID(int=2), counts), (UUID(int=3), cuts))
+
+    assert [type(outcome) for outcome in outcomes] == [db.CommitUnknownError] * 3
+    assert runs == 3
+
+
+async def test_units_run_in_the_order_of_their_keys(payment_db: str) -> None:
+    """Two groups that want the same rows take them in one order, and do not lock crosswise."""
+    order: list[int] = []
+
+    def noted(number: int) -> Unit:
+        async def unit(_: db.Connection) -> int:
+            order.append(number)
+            return number
+
+        return unit
+
+    async with db.open_pool(payment_db, "test") as pool:
+        assert await _together(pool, *((UUID(int=number), noted(number)) for number in (3, 1, 2))) == [3, 1, 2]
+
+    assert order == [1, 2, 3]
+
+
+async def test_each_unit_keeps_its_callers_context(payment_db: str) -> None:
+    """The trace and the names in the log are those of whoever asked, not those of whoever came first."""
+
+    async def who(_: db.Connection) -> str:
+        return WHO.get()
+
+    async def call(name: str) -> str:
+        WHO.set(name)
+        return await db.grouped(pool, ids.uuid7(), who)
+
+    async with db.open_pool(payment_db, "test") as pool:
+        async with _gathering(pool):
+            calls = [asyncio.create_task(call(name)) for name in ("anna", "bert")]
+            await asyncio.sleep(0)  # each of them begins, and waits
+        assert await asyncio.gather(*calls) == ["anna", "bert"]
+
+
+async def test_a_caller_that_goes_away_leaves_the_group_whole(payment_db: str) -> None:
+    """A cancelled caller learns nothing of its unit; the others commit."""
+    message = ids.uuid7()
+    async with db.open_pool(payment_db, "test") as pool:
+        async with _gathering(pool):
+            gone = asyncio.create_task(db.grouped(pool, ids.uuid7(), _transaction_id))
+            stays = asyncio.create_task(db.grouped(pool, message, _claims(message)))
+            await asyncio.sleep(0)  # each of them begins, and waits
+            gone.cancel()
+        await stays
+
+        assert gone.cancelled()
+        assert message in await _claimed(pool)
