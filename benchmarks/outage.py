@@ -142,14 +142,14 @@ async def measure(given: argparse.Namespace, folder: pathlib.Path) -> dict[str, 
         till = Till(world.plan.addresses.gateway_url)
         buying = asyncio.create_task(till.run(given.rate, stop))
         await asyncio.sleep(given.before)
-        down = time.time()
+        down, before = time.time(), till.answers.copy()
         await world.kill_server("rabbitmq")
         await asyncio.sleep(given.minutes * 60)
-        answered = sum(till.answers.values())
+        meanwhile = till.answers - before
         watching = asyncio.create_task(_drained(int(world.units["relay-order"].environ["SAGAPOST_METRICS_PORT"]), over))
         await world.start_server("rabbitmq")
         up = world.life("rabbitmq").ready_at
-        sys.stderr.write(f"{answered} answers, the broker is back\n")
+        sys.stderr.write(f"{dict(meanwhile)} were the answers meanwhile, the broker is back\n")
         await asyncio.sleep(given.after)
         stop.set()
         await buying
@@ -165,7 +165,9 @@ async def measure(given: argparse.Namespace, folder: pathlib.Path) -> dict[str, 
         "cpus": os.cpu_count(),
         "rate_per_s": given.rate,
         "outage_s": round(up - down, 1),
-        "answers": dict(till.answers),
+        "answers_before": dict(before),
+        "answers_meanwhile": dict(meanwhile),
+        "answers_after": dict(till.answers - before - meanwhile),
         "answer_ms": {"p50": round(statistics.median(till.took_ms), 1), "p99": round(statistics.quantiles(till.took_ms, n=100)[98], 1)},
         "relay_published_per_s_at_most": round(max(rates, default=0)),
         **judge(rows, (down, up), given.rate),

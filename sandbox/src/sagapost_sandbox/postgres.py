@@ -131,6 +131,16 @@ class Cluster:
         if self.running() and self._process:
             self._process.kill()
 
+    def pause(self) -> None:
+        """Stop every process of it where it stands, as a fault: connections stay open, and nobody answers."""
+        if self.running() and self._process:
+            self._process.send_all(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        if self._process:
+            self._process.send_all(signal.SIGCONT)
+
     def restart(self) -> None:
         """Stop and start."""
         self.stop()

@@ -83,6 +83,12 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
+    def send_all(self, number: signal.Signals) -> None:
+        """Signal it and everything it started, itself first."""
+        if self.running():
+            for record in (self.record, *_tree(self.record)):
+                Process(record).send(number)
+
     def stop(self, timeout_s: float, number: signal.Signals = signal.SIGTERM) -> None:
         """Ask it to end, wait, then kill it and everything it started.
 

@@ -9,7 +9,7 @@ import secrets
 import time
 import urllib.parse
 from collections.abc import Callable, Generator
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 from testcontainers.core import container as containers
@@ -25,7 +25,7 @@ _ENGINE_ERROR: Final[type[Exception]] = importlib.import_module("docker.errors")
 _POLL_S: Final = 0.1
 
 
-class _Server(abc.ABC):
+class Server(abc.ABC):
     """A container whose ports on this machine stay the same when it is started again."""
 
     def __init__(self, image: str, inner_ports: tuple[int, ...], environment: dict[str, str], arguments: list[str]) -> None:
@@ -65,6 +65,30 @@ class _Server(abc.ABC):
         """SIGKILL; it can be started again."""
         self.container.get_wrapped_container().kill()
 
+    def pause(self) -> None:
+        """Stop every process of it where it stands: connections stay open, and nobody answers."""
+        self.container.get_wrapped_container().pause()
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self.container.get_wrapped_container().unpause()
+
+    def disconnect(self) -> None:
+        """Take it off its networks; what the engine does with open connections is its own affair."""
+        for network in self._networks():
+            network.disconnect(self.container.get_wrapped_container())
+
+    def reconnect(self) -> None:
+        """Put it back on the network, and wait until it answers."""
+        for network in self._networks():
+            network.connect(self.container.get_wrapped_container())
+        self._wait(self.answers)
+
+    def _networks(self) -> list[Any]:
+        wrapped = self.container.get_wrapped_container()
+        names = wrapped.attrs["NetworkSettings"]["Networks"]  # as they were when it was made
+        return [self.container.get_docker_client().client.networks.get(name) for name in names]
+
     def remove(self) -> None:
         """Throw it away with its data."""
         self.container.stop()
@@ -82,7 +106,7 @@ class _Server(abc.ABC):
             time.sleep(_POLL_S)
 
 
-class ContainerDatabases(_Server):
+class ContainerDatabases(Server):
     """postgres:17 in a container."""
 
     def __init__(self) -> None:
@@ -116,7 +140,7 @@ class ContainerDatabases(_Server):
         return True
 
 
-class ContainerBroker(_Server):
+class ContainerBroker(Server):
     """rabbitmq:4-management in a container."""
 
     def __init__(self, credentials: tuple[str, str] = ("ecommerce", "ecommerce123")) -> None:

@@ -42,6 +42,14 @@ class Databases(Protocol):
         """SIGKILL."""
         ...
 
+    def pause(self) -> None:
+        """Stop every process of it where it stands: connections stay open, and nobody answers."""
+        ...
+
+    def resume(self) -> None:
+        """Let it go on."""
+        ...
+
 
 class Broker(Protocol):
     """A RabbitMQ node; rabbitmq.Node is one."""
@@ -70,6 +78,14 @@ class Broker(Protocol):
 
     def kill(self) -> None:
         """SIGKILL."""
+        ...
+
+    def pause(self) -> None:
+        """Stop every process of it where it stands: connections stay open, and nobody answers."""
+        ...
+
+    def resume(self) -> None:
+        """Let it go on."""
         ...
 
 
