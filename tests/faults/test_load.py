@@ -37,7 +37,7 @@ def _orders(stack: Stack, keys: set[str]) -> int:
 def test_a_load_says_of_each_checkout_how_it_ended(stack: Stack, tmp_path: pathlib.Path) -> None:
     """Every arrival is one order with its own key, every saga is seen to its end, and figures, journal, page and databases agree."""
     running = _start(
-        stack, tmp_path, "--rps", "30", "--for", "3", "--mix", "ok=6,declined=2,cancelled=2", "--report", str(tmp_path / "r.html")
+        stack, tmp_path, "--rps", "15", "--for", "4", "--mix", "ok=6,declined=2,cancelled=2", "--report", str(tmp_path / "r.html")
     )
     out, err = running.communicate(timeout=100)
 

@@ -25,15 +25,18 @@ CASES: Final = {
 }
 
 
-def test_a_checkout_costs_five_write_commits(stack: Stack, database_server: servers.Databases) -> None:
-    """Order, intent, result, paid, notified: counted in the server's own log, without what the relays note about themselves."""
+def test_a_checkout_alone_costs_five_write_commits(stack: Stack, database_server: servers.Databases) -> None:
+    """Order, intent, result, paid, notified: counted in the server's own log, without what the relays note about themselves.
+
+    One after the other: those that come together share some.
+    """
     names = [str(url).rpartition("/")[2] for url in (stack.known.order_database_url, stack.known.payment_database_url)]
     stack.ended(stack.checkout()[1]["saga_id"])  # whatever a first one costs more
     with psycopg.connect(database_server.admin_dsn, autocommit=True) as admin:
         admin.execute("CREATE EXTENSION IF NOT EXISTS pg_walinspect")
         start = _lsn(admin)
-        for answer in [stack.checkout()[1] for _ in range(MEASURED)]:
-            stack.ended(answer["saga_id"])
+        for _ in range(MEASURED):
+            stack.ended(stack.checkout()[1]["saga_id"])
         commits = _write_commits(admin, start, _lsn(admin), names, _relays_own(database_server, names))
 
     assert commits == MEASURED * 5

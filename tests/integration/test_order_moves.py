@@ -1,6 +1,7 @@
 """Customer, clock and operators move sagas on a real PostgreSQL: once each, under the row's lock, with all that goes with it."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from datetime import UTC, datetime
@@ -338,14 +339,16 @@ async def test_a_refund_and_its_payment_count_in_any_order(
 
 @pytest.mark.parametrize("locked", [True, False])
 async def test_the_row_lock_lets_everybody_through(
-    pool: db.Pool, order: domain.Order, sql: Sql, monkeypatch: pytest.MonkeyPatch, *, locked: bool
+    order_db: str, order: domain.Order, sql: Sql, monkeypatch: pytest.MonkeyPatch, *, locked: bool
 ) -> None:
-    """Ten messages about one saga at once are all applied; read without FOR UPDATE, the version's fence throws some of them back."""
+    """Ten messages about one saga at five replicas at once are all applied; without FOR UPDATE, the version's fence throws some back."""
     if not locked:
         reading = vars(saga_queries)["_LOCK"].as_string().removesuffix("FOR UPDATE")
         monkeypatch.setattr("sagapost_order.saga_queries._LOCK", composing.SQL(reading))
 
-    heard = await asyncio.gather(*(hear(pool, paid(order)) for _ in range(10)), return_exceptions=True)
+    async with contextlib.AsyncExitStack() as opened:
+        replicas = [await opened.enter_async_context(db.open_pool(order_db, f"replica-{number}")) for number in range(5)]
+        heard = await asyncio.gather(*(hear(replica, paid(order)) for replica in replicas * 2), return_exceptions=True)
 
     assert any(isinstance(outcome, errors.SagaMovedError) for outcome in heard) is not locked
     if locked:
