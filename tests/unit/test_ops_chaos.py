@@ -67,14 +67,15 @@ def test_a_planned_point_that_did_not_fire_makes_the_run_invalid() -> None:
         ((12.0,), 0, 0, 0),
         ((12.0, 25.0), 1, 0, 1),
         ((12.0, 13.0), 1, 1, 0),
-        ((21.0, 30.0), 1, 1, 0),
+        ((21.2, 30.0), 1, 0, 1),
+        ((21.5, 30.0), 1, 1, 0),
         ((12.0, 25.0, 26.0), 2, 1, 1),
     ],
 )
 def test_a_second_copy_is_explained_only_by_a_death_between_the_two(
     sent: tuple[float, ...], copies: int, unexplained: int, deaths: int
 ) -> None:
-    """One process never sends a mail twice: it lived from 10 to 20, the next one from 21 on."""
+    """One process never sends a mail twice: it lived from 10 to 20, the next one from 21 on, and sent nothing in its first moments."""
     lives = (rig.Life(name="email", started_at=10, ended_at=20, how="kill"), rig.Life(name="email", started_at=21))
     mails = [judging.Mail(message_id="<receipt-1@x>", created=journal.instant(at)) for at in sent]
 
