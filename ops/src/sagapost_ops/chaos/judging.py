@@ -12,7 +12,7 @@ from sagapost_ops.chaos import rig
 from sagapost_ops.load import journal
 
 # No process of ours has imported what it needs sooner, so that it sends nothing before: a mail that is accepted within this time of a start
-# was handed over by the one that had just died. In seed 102 the mail server, short of CPU, took one 3.3 s before its supposed sender was up.
+# was handed over by the one that had just died. In seed 102 one was taken 3.3 s before its supposed sender was up.
 STARTS_S: Final = 0.3
 _PAGE: Final = 1000
 _SHOWN: Final = 10
