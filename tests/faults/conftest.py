@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Generator, Mapping
 
 import pytest
+from faults import pairs
 from faults import stack as stacks
 
 from sagapost_chassis import topology
@@ -56,6 +57,26 @@ def impatient_stack(
         yield made
 
 
+@pytest.fixture
+def pair(run_folder: pathlib.Path) -> Generator[pairs.Pair]:
+    """Run a primary and its synchronous standby; not below tmp_path, which the servers' own user could not reach."""
+    made = pairs.Pair(run_folder / f"pair-{uuid.uuid4().hex[:6]}")
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def paired_shop(
+    tmp_path: pathlib.Path, pair: pairs.Pair, database_server: servers.Databases, broker: servers.Broker, templates: Mapping[str, str]
+) -> Generator[stacks.Stack]:
+    """Run every service on the pair."""
+    with running(tmp_path, database_server, broker, templates, elsewhere={name: pair.url(name) for name in pairs.OWNERS}) as made:
+        yield made
+
+
 @contextlib.contextmanager
 def running(
     folder: pathlib.Path,
@@ -63,12 +84,18 @@ def running(
     broker: servers.Broker,
     templates: Mapping[str, str],
     changes: Mapping[str, Mapping[str, str]] | None = None,
+    *,
+    elsewhere: Mapping[str, str] | None = None,
 ) -> Generator[stacks.Stack]:
-    """Run a stack on fresh databases and a fresh virtual host for the length of a block; `changes` as stack.make."""
+    """Run a stack on fresh databases and a fresh virtual host for the length of a block.
+
+    `changes` as stack.make; `elsewhere`: the addresses of databases on other servers, by service.
+    """
     mark = uuid.uuid4().hex[:8]
-    urls: dict[str, str] = {}
-    for service, template in templates.items():
-        databases.clone(database_server.admin_dsn, template, f"{service}_{mark}", f"{service}_user")
+    urls = dict(elsewhere or {})
+    made_here = [service for service in templates if service not in urls]
+    for service in made_here:
+        databases.clone(database_server.admin_dsn, templates[service], f"{service}_{mark}", f"{service}_user")
         urls[service] = database_server.dsn(f"{service}_user", f"{service}_password", f"{service}_{mark}")
     amqp_url = broker.create_vhost(f"stack-{mark}")
     asyncio.run(topology.declare(amqp_url))
@@ -78,5 +105,5 @@ def running(
     finally:
         made.stop()
         broker.delete_vhost(f"stack-{mark}")
-        for service in urls:
+        for service in made_here:
             databases.drop(database_server.admin_dsn, f"{service}_{mark}")

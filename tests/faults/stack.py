@@ -126,9 +126,9 @@ class Stack:
         """Wait until a saga has ended, and give it."""
         return self.reached(saga_id, *ENDED, deadline_s=deadline_s)
 
-    def movements(self, saga_id: str) -> list[dict[str, Any]]:
-        """Give what the provider's own ledger says of a saga."""
-        return list(self._get(str(self.known.provider_url), f"/v1/ledger?reference={saga_id}"))
+    def movements(self, saga_id: str | None = None) -> list[dict[str, Any]]:
+        """Give what the provider's own ledger says, of a saga or of all."""
+        return list(self._get(str(self.known.provider_url), f"/v1/ledger?reference={saga_id}" if saga_id else "/v1/ledger"))
 
     def mails(self, address: str) -> list[dict[str, Any]]:
         """Give the accepted mails to an address."""

@@ -19,15 +19,14 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 from faults import customers as buyers
+from faults import pairs
 from faults import stack as stacks
 
 from sagapost_chassis import topology
-from sagapost_ops import migrations
 from sagapost_sandbox import management, ports
 from sagapost_sandbox.testing import polling, proxy, servers
 
 TRIALS = int(os.environ.get("SAGAPOST_TRIALS", "1"))
-OWNERS = {"order": ("order_user", "order_password"), "payment": ("payment_user", "payment_password")}
 LOOK_S = 0.01
 pytestmark = pytest.mark.timeout(180 + 60 * TRIALS)
 
@@ -45,9 +44,7 @@ def shop(
     tmp_path: pathlib.Path, private_databases: servers.Databases, private_broker: servers.Broker, line: proxy.Proxy
 ) -> Generator[stacks.Stack]:
     """Run every service on servers of its own, the broker behind the line."""
-    urls = {name: private_databases.create(user, password, f"{name}_db") for name, (user, password) in OWNERS.items()}
-    for name, url in urls.items():
-        migrations.upgrade(url, name)
+    urls = pairs.databases_on(private_databases)
     parts = urlsplit(private_broker.amqp_url())
     asyncio.run(topology.declare(private_broker.amqp_url()))
     through = parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{proxy.HOST}:{line.port}").geturl()

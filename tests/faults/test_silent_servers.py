@@ -6,14 +6,13 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any, Final
 
 import pytest
+from faults import pairs
 from faults import stack as stacks
 
-from sagapost_ops import migrations
 from sagapost_sandbox.testing import containers, polling, servers
 
 pytestmark = pytest.mark.timeout(240)
 
-OWNERS: Final = {"order": ("order_user", "order_password"), "payment": ("payment_user", "payment_password")}
 GIVEN_UP: Final = {"relay.interrupted", "relay.channel_lost", "relay.unanswered"}
 NOTICED_S: Final = 40
 Server = servers.Broker | servers.Databases
@@ -28,10 +27,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def shop(tmp_path: pathlib.Path, private_databases: servers.Databases, vhost: str, broker: servers.Broker) -> Generator[stacks.Stack]:
     """Run every service on a database server of its own."""
-    urls = {name: private_databases.create(user, password, f"{name}_db") for name, (user, password) in OWNERS.items()}
-    for name, url in urls.items():
-        migrations.upgrade(url, name)
-    made = stacks.make(tmp_path, urls, vhost, broker)
+    made = stacks.make(tmp_path, pairs.databases_on(private_databases), vhost, broker)
     try:
         yield made.start_all()
     finally:

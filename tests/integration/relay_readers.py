@@ -55,7 +55,7 @@ class WindowLog:
         self, conn: db.Connection, at: Mapping[int, queries.Position], limit: int, *, paged: bool = True, between: Between = _nothing
     ) -> dict[int, Read]:
         """Poll once, up to `limit` rows of each shard."""
-        hi = await queries.current_snapshot(conn)
+        hi, _ = await queries.current_snapshot(conn)
         await between()
         new = [(shard, position) for shard, position in at.items() if position.hi is None]
         under_way = [(shard, position) for shard, position in at.items() if position.hi is not None]

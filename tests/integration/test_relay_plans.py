@@ -77,7 +77,7 @@ async def three_kinds(payment_db: str, database_server: servers.Databases) -> As
             await conn.execute(EXPLAIN, prepare=False)
             kinds[kind] = Watched(conn)
             for _ in range(7):  # the sixth may be generic
-                hi = await queries.current_snapshot(conn)
+                hi, _ = await queries.current_snapshot(conn)
                 await kinds[kind].window(relay_readers.START, hi)
                 await kinds[kind].page(queries.Position(lo=relay_readers.START.lo, hi=hi, last_id=0))
         yield kinds
@@ -140,9 +140,9 @@ async def test_reading_costs_what_is_read_whatever_the_planner_knew(history: str
     """Statements planned while the tables were empty: a poll beside a backlog reads what is new, a page its limit, by index."""
     async with await db.Connection.connect(payment_db, autocommit=True) as writer:
         total = await fill(writer, HISTORIES[history])
-        lo = await queries.current_snapshot(writer)
+        lo, _ = await queries.current_snapshot(writer)
         await writer.execute(FILL, {"rows": NEW})
-        hi = await queries.current_snapshot(writer)
+        hi, _ = await queries.current_snapshot(writer)
 
     for watched in three_kinds.values():
         poll = await watched.window(queries.Position(lo=lo, hi=None, last_id=0), hi)
@@ -163,11 +163,11 @@ async def test_reading_costs_what_is_read_whatever_the_planner_knew(history: str
 async def test_what_others_have_not_committed_is_not_read(three_kinds: dict[str, Watched], payment_db: str) -> None:
     """Beside 30,000 rows of an open transaction, before and after a poll's own, a poll reads its own few."""
     async with await db.Connection.connect(payment_db) as huge, await db.Connection.connect(payment_db, autocommit=True) as writer:
-        lo = await queries.current_snapshot(writer)
+        lo, _ = await queries.current_snapshot(writer)
         await huge.execute(FILL, {"rows": 15_000})
         await writer.execute(FILL, {"rows": NEW})
         await huge.execute(FILL, {"rows": 15_000})
-        hi = await queries.current_snapshot(writer)
+        hi, _ = await queries.current_snapshot(writer)
 
         for watched in three_kinds.values():
             poll = await watched.window(queries.Position(lo=lo, hi=None, last_id=0), hi)

@@ -108,21 +108,21 @@ async def test_no_choice_of_polls_inverts_or_loses(payment_db: str) -> None:
     async with sessions(payment_db, 3) as (first, second, reader):
         await reader.execute("CREATE TABLE aggregate (id int PRIMARY KEY)")
         await reader.execute("INSERT INTO aggregate VALUES (1)")
-        polls.append(await queries.current_snapshot(reader))
+        polls.append((await queries.current_snapshot(reader))[0])
         await second.execute("SELECT pg_current_xact_id()")
-        polls.append(await queries.current_snapshot(reader))
+        polls.append((await queries.current_snapshot(reader))[0])
         await first.execute(LOCK)
-        polls.append(await queries.current_snapshot(reader))
+        polls.append((await queries.current_snapshot(reader))[0])
         await add(first)
         waiting = asyncio.ensure_future(second.execute(LOCK))
-        polls.append(await queries.current_snapshot(reader))
+        polls.append((await queries.current_snapshot(reader))[0])
         await first.commit()
-        polls.append(await queries.current_snapshot(reader))
+        polls.append((await queries.current_snapshot(reader))[0])
         await waiting
         await add(second)
-        polls.append(await queries.current_snapshot(reader))
+        polls.append((await queries.current_snapshot(reader))[0])
         await second.commit()
-        last = await queries.current_snapshot(reader)
+        last, _ = await queries.current_snapshot(reader)
 
         ways = [chosen for count in range(len(polls) + 1) for chosen in itertools.combinations(polls, count)]
         found = [await _windows(reader, [*chosen, last]) for chosen in ways]
@@ -241,10 +241,10 @@ async def test_a_snapshot_of_a_session_that_writes_is_no_cursor(payment_db: str)
         event = await add(writer)
         await add(other)
         await other.commit()
-        own = await queries.current_snapshot(writer)
-        taken = await queries.current_snapshot(reader)
+        own, _ = await queries.current_snapshot(writer)
+        taken, _ = await queries.current_snapshot(reader)
         await writer.commit()
-        now = await queries.current_snapshot(reader)
+        now, _ = await queries.current_snapshot(reader)
         from_inside = await queries.window(reader, [(SHARD, queries.Position(lo=own, hi=None, last_id=0))], now, limit=5, max_bytes=99999)
         from_outside = await queries.window(
             reader, [(SHARD, queries.Position(lo=taken, hi=None, last_id=0))], now, limit=5, max_bytes=99999

@@ -27,6 +27,8 @@ COMMITTERS: Final = 2
 GROUP_MAX: Final = 64
 # a unit that waits for a row which somebody holds for longer leaves the group, so that the others need not wait with it
 _GROUP_PATIENCE: Final = "SET LOCAL lock_timeout = '250ms'"
+# a word in the log that nobody reads, for its commit's sake
+_MARK: Final = "SELECT pg_logical_emit_message(true, 'sagapost', '')"
 # For the server's end. By itself a server keeps the session of a client that has vanished for two hours: some losses of the network
 # later all its connections are taken.
 _KEEPALIVES: Final = "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3 -c tcp_user_timeout=10000"
@@ -174,6 +176,16 @@ async def transaction(pool: Pool) -> AsyncGenerator[Connection]:
         if committing and (state is None or state.startswith(("57P", "08"))):
             raise CommitUnknownError("the connection broke during COMMIT") from exc
         raise
+
+
+async def await_standbys(conn: Connection) -> None:
+    """Let the running transaction's commit wait for the synchronous standbys, though it writes nothing itself.
+
+    To be called by who acts on what it has found instead of writing it: a server that has crashed, or whose sessions were ended
+    while they waited, shows transactions that no standby has, and a promotion would take back. Without synchronous standbys it
+    costs one flush of the log.
+    """
+    await conn.execute(_MARK)
 
 
 async def grouped(pool: Pool, key: UUID, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:

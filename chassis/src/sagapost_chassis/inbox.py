@@ -9,6 +9,12 @@ _CLAIM: Final = "INSERT INTO inbox (message_id, type) VALUES (%(message_id)s, %(
 
 
 async def claim(conn: db.Connection, message_id: UUID, message_type: str) -> bool:
-    """Claim a message for the running transaction; False when it was processed before, and nothing is to be done."""
+    """Claim a message for the running transaction; False when it was processed before, and nothing is to be done.
+
+    It may be acknowledged only after the transaction: then the synchronous standbys know, too, that it was processed.
+    """
     cursor = await conn.execute(_CLAIM, {"message_id": message_id, "type": message_type})
-    return cursor.rowcount == 1
+    if cursor.rowcount == 1:
+        return True
+    await db.await_standbys(conn)
+    return False

@@ -76,6 +76,7 @@ async def checkout_once(
         if kept:
             if kept.fingerprint != key.fingerprint:
                 raise errors.KeyReusedError("Take a new key for a new cart; the same key repeats the same body.")
+            await db.await_standbys(conn)
             return _Written(outcome=kept.answer, xid=None)
         if not alone:
             raise errors.KeyInProgressError
@@ -253,8 +254,10 @@ async def _settle(pool: db.Pool, saga_id: UUID, xid: int, cause: db.CommitUnknow
     """
     deadline_s = time.monotonic() + _SETTLE_S
     while True:
-        async with db.connection(pool) as conn:
+        async with db.transaction(pool) as conn:
             outcome = await queries.commit_outcome(conn, saga_id, xid)
+            if outcome.found:
+                await db.await_standbys(conn)
         if outcome.found:
             return
         if not outcome.running or time.monotonic() > deadline_s:

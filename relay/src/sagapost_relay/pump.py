@@ -48,12 +48,14 @@ async def _poll(conn: db.Connection, control: db.Connection, desk: Desk) -> tupl
     desk.starved = len(limits) < len(desk.shards)
     if not limits:
         return False, False
-    hi = await queries.current_snapshot(conn)
+    hi, replicated = await queries.current_snapshot(conn)
     more = moved = False
     for limit in sorted({limit for _, limit in limits}):  # one, except beside a shard that goes row by row
         pages = await _read(conn, [shard for shard, its in limits if its == limit], hi, limit, desk.config.max_payload_bytes)
         moved = moved or bool(pages)
         more = more or any(len(rows) == limit for _, _, rows in pages)
+        if replicated and any(rows for _, _, rows in pages):
+            await queries.await_standbys(conn)  # a message is never ahead of the order that a promotion keeps
         if pages:
             await crashpoints.crashpoint("relay.after_read")
         for number, (shard, at, rows) in enumerate(pages):

@@ -22,7 +22,8 @@ _SERVER: Final = """
 SELECT system_identifier, pg_is_in_recovery() AS in_recovery, %(asked)s AS synchronous_commit FROM pg_control_system()
 """
 _SYNCHRONOUS: Final = "SHOW synchronous_commit"
-_SNAPSHOT: Final = "SELECT pg_current_snapshot()::text"
+_SNAPSHOT: Final = "SELECT pg_current_snapshot()::text, current_setting('synchronous_standby_names') <> ''"
+_AWAIT_STANDBYS: Final = "SELECT set_config('synchronous_commit', 'on', true), pg_logical_emit_message(true, 'sagapost', '')"
 # Each has one index that fits and no other: OFFSET 0 and the cast keep the planner from the wrong one, which would read a
 # shard's whole history for each poll (68,000 blocks instead of 43 beside 300,000 rows).
 # both give up to `limit` rows of each shard; a shard with fewer has no more in its window
@@ -180,12 +181,21 @@ async def pin(conn: db.Connection, *, patient: bool = False) -> None:
         await conn.execute(_PATIENT, prepare=False)
 
 
-async def current_snapshot(conn: db.Connection) -> snapshot.Snapshot:
-    """Take the current snapshot; every later statement sees at least what it sees."""
+async def current_snapshot(conn: db.Connection) -> tuple[snapshot.Snapshot, bool]:
+    """Take the current snapshot, and tell whether commits wait for a standby; every later statement sees at least what it sees."""
     found = await (await conn.execute(_SNAPSHOT)).fetchone()
     if found is None:
         raise LookupError("pg_current_snapshot() returned nothing")
-    return snapshot.parse(found[0])
+    return snapshot.parse(found[0]), found[1]
+
+
+async def await_standbys(conn: db.Connection) -> None:
+    """Return when a synchronous standby has all that this connection has read.
+
+    A transaction can be seen that none has: its wait was cut short, or this server has crashed. On a primary that was
+    replaced by its standby this never returns.
+    """
+    await conn.execute(_AWAIT_STANDBYS)
 
 
 def _as_row(cursor: psycopg.AsyncCursor[Any]) -> Callable[[Sequence[Any]], Row]:
