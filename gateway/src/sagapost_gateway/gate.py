@@ -21,13 +21,13 @@ class Gate:
 
     def __init__(self, turns: int, queued: int, wait_s: float = WAIT_S) -> None:
         self._turns = asyncio.Semaphore(turns)
-        self._max_queued = queued
-        self._queued = 0
+        self._places = turns + queued
+        self._taken = 0  # by who has a turn, or waits for one: counted alone, who waits may have got its turn and not know it yet
         self._wait_s = wait_s
 
     def full(self) -> bool:
         """Whether whoever comes now is refused: to be asked before any work is done for a request."""
-        return self._queued >= self._max_queued and self._turns.locked()
+        return self._taken >= self._places
 
     @asynccontextmanager
     async def turn(self) -> AsyncGenerator[None]:
@@ -40,16 +40,20 @@ class Gate:
         if self.full():
             SHED.labels("gate").inc()
             raise errors.OverloadedError("the queue is full")
-        self._queued += 1
+        self._taken += 1
+        try:
+            await self._wait()
+            try:
+                yield
+            finally:
+                self._turns.release()
+        finally:
+            self._taken -= 1
+
+    async def _wait(self) -> None:
         try:
             async with asyncio.timeout(self._wait_s):
                 await self._turns.acquire()
         except TimeoutError as exc:
             SHED.labels("queue").inc()
             raise errors.OverloadedError(f"no turn within {self._wait_s:g} s") from exc
-        finally:
-            self._queued -= 1
-        try:
-            yield
-        finally:
-            self._turns.release()
