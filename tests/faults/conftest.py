@@ -91,19 +91,27 @@ def running(
 
     `changes` as stack.make; `elsewhere`: the addresses of databases on other servers, by service.
     """
+    given = elsewhere or {}
+    with cloned(database_server, {name: template for name, template in templates.items() if name not in given}) as here:
+        vhost = f"stack-{uuid.uuid4().hex[:8]}"
+        amqp_url = broker.create_vhost(vhost)
+        asyncio.run(topology.declare(amqp_url))
+        made = stacks.make(folder, {**here, **given}, amqp_url, broker, changes)
+        try:
+            yield made.start_all()
+        finally:
+            made.stop()
+            broker.delete_vhost(vhost)
+
+
+@contextlib.contextmanager
+def cloned(database_server: servers.Databases, templates: Mapping[str, str]) -> Generator[dict[str, str]]:
+    """Give the addresses of fresh databases, by service, for the length of a block."""
     mark = uuid.uuid4().hex[:8]
-    urls = dict(elsewhere or {})
-    made_here = [service for service in templates if service not in urls]
-    for service in made_here:
-        databases.clone(database_server.admin_dsn, templates[service], f"{service}_{mark}", f"{service}_user")
-        urls[service] = database_server.dsn(f"{service}_user", f"{service}_password", f"{service}_{mark}")
-    amqp_url = broker.create_vhost(f"stack-{mark}")
-    asyncio.run(topology.declare(amqp_url))
-    made = stacks.make(folder, urls, amqp_url, broker, changes)
+    for service, template in templates.items():
+        databases.clone(database_server.admin_dsn, template, f"{service}_{mark}", f"{service}_user")
     try:
-        yield made.start_all()
+        yield {name: database_server.dsn(f"{name}_user", f"{name}_password", f"{name}_{mark}") for name in templates}
     finally:
-        made.stop()
-        broker.delete_vhost(f"stack-{mark}")
-        for service in made_here:
+        for service in templates:
             databases.drop(database_server.admin_dsn, f"{service}_{mark}")

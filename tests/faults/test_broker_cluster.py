@@ -19,12 +19,13 @@ from collections.abc import Generator, Mapping
 import msgspec
 import psycopg
 import pytest
+from faults import conftest
 from faults import customers as buyers
 from faults import stack as stacks
 
 from sagapost_chassis import topology
 from sagapost_contracts import topology as contract
-from sagapost_sandbox import broker_cluster, databases, management, rabbitmq
+from sagapost_sandbox import broker_cluster, management, rabbitmq
 from sagapost_sandbox.testing import polling, servers
 
 LEADERS = int(os.environ.get("SAGAPOST_LEADERS", "1"))
@@ -62,19 +63,13 @@ def shop(
     templates: Mapping[str, str],
 ) -> Generator[stacks.Stack]:
     """Run every service on the cluster."""
-    mark = uuid.uuid4().hex[:8]
-    urls: dict[str, str] = {}
-    for service, template in templates.items():
-        databases.clone(database_server.admin_dsn, template, f"{service}_{mark}", f"{service}_user")
-        urls[service] = database_server.dsn(f"{service}_user", f"{service}_password", f"{service}_{mark}")
-    asyncio.run(topology.declare(cluster.amqp_url()))
-    made = stacks.make(tmp_path_factory.mktemp("cluster"), urls, cluster.amqp_url(), cluster.nodes[0])
-    try:
-        yield made.start_all()
-    finally:
-        made.stop()
-        for service in urls:
-            databases.drop(database_server.admin_dsn, f"{service}_{mark}")
+    with conftest.cloned(database_server, templates) as urls:
+        asyncio.run(topology.declare(cluster.amqp_url()))
+        made = stacks.make(tmp_path_factory.mktemp("cluster"), urls, cluster.amqp_url(), cluster.nodes[0])
+        try:
+            yield made.start_all()
+        finally:
+            made.stop()
 
 
 def _leader(cluster: broker_cluster.Cluster) -> rabbitmq.Node:

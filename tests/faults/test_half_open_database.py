@@ -21,10 +21,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 import pytest
+from faults import conftest
 from faults import stack as stacks
 
 from sagapost_chassis import db, topology
-from sagapost_sandbox import databases, errors
+from sagapost_sandbox import errors
 from sagapost_sandbox.testing import network, polling, proxy, servers
 
 TRIALS = int(os.environ.get("SAGAPOST_TRIALS", "1"))
@@ -108,29 +109,22 @@ def shop(
     templates: Mapping[str, str],
 ) -> Generator[Shop]:
     """Run every service; those with a database at one end of the wire, everything else at the other one."""
-    mark = uuid.uuid4().hex[:8]
-    urls: dict[str, str] = {}
-    for service, template in templates.items():
-        databases.clone(database_server.admin_dsn, template, f"{service}_{mark}", f"{service}_user")
-        urls[service] = database_server.dsn(f"{service}_user", f"{service}_password", f"{service}_{mark}")
-    amqp_url = broker.create_vhost(f"wire-{mark}")
-    asyncio.run(topology.declare(amqp_url))
-    made = stacks.make(tmp_path_factory.mktemp("shop"), urls, amqp_url, broker, inside=dict.fromkeys(NEAR, wire.inside))
-    try:
-        with contextlib.ExitStack() as links:
-            for service in NEAR:
-                made.change(
-                    service,
-                    {name: _over(wire, links, service, name, url) for name, url in made.environment(service).items() if "_URL" in name},
-                )
-            for service in ADDRESSES:  # what failed meanwhile comes back soon
-                made.change(service, {"SAGAPOST_RETRY_DELAYS_S": "1,1,5,5,5,5,5,5"})
-            yield Shop(stack=made.start_all(), wire=wire)
-    finally:
-        made.stop()
-        broker.delete_vhost(f"wire-{mark}")
-        for service in urls:
-            databases.drop(database_server.admin_dsn, f"{service}_{mark}")
+    with conftest.cloned(database_server, templates) as urls:
+        vhost = f"wire-{uuid.uuid4().hex[:8]}"
+        amqp_url = broker.create_vhost(vhost)
+        asyncio.run(topology.declare(amqp_url))
+        made = stacks.make(tmp_path_factory.mktemp("shop"), urls, amqp_url, broker, inside=dict.fromkeys(NEAR, wire.inside))
+        try:
+            with contextlib.ExitStack() as links:
+                for service in NEAR:
+                    variables = made.environment(service).items()
+                    made.change(service, {name: _over(wire, links, service, name, url) for name, url in variables if "_URL" in name})
+                for service in ADDRESSES:  # what failed meanwhile comes back soon
+                    made.change(service, {"SAGAPOST_RETRY_DELAYS_S": "1,1,5,5,5,5,5,5"})
+                yield Shop(stack=made.start_all(), wire=wire)
+        finally:
+            made.stop()
+            broker.delete_vhost(vhost)
 
 
 def _over(wire: network.Wire, links: contextlib.ExitStack, service: str, name: str, url: str) -> str:
