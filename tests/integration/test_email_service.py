@@ -363,6 +363,29 @@ async def test_a_kill_before_the_acknowledgement_is_at_worst_a_second_copy(
     assert len({message_id for message_id, kind, _ in await told(vhost) if kind == "EmailSent"}) == 1
 
 
+async def test_a_kill_repeats_no_more_mails_than_there_are_connections(
+    vhost: str, mailbox: services.Service, start_service: Start, eventually: Callable[..., Any]
+) -> None:
+    """Two connections: of six receipts two are handed over and unacknowledged when the process dies, and those two come twice."""
+    orders = [paid() for _ in range(6)]
+    few = _env(vhost, mailbox) | {"SAGAPOST_SMTP_CONNECTIONS": "2"}
+    for event in orders:
+        await publish(vhost, event)
+
+    def sent() -> int:
+        return sum(len(mails(mailbox, event.saga_id)) for event in orders)
+
+    doomed = start_service("email", few | {"SAGAPOST_CRASH": "email.after_accept:sleep=600"})
+    eventually(lambda: sent() >= 2, 30)
+    with pytest.raises(AssertionError, match="did not come true"):
+        eventually(lambda: sent() > 2, 1)
+    doomed.kill()
+    service = start_service("email", few).wait_ready()
+    eventually(lambda: len([line for line in service.lines() if line["event"] == "message.handled"]) == 6)
+
+    assert sent() == 6 + 2
+
+
 async def test_without_a_mail_server_email_is_ready_but_degraded(vhost: str, start_service: Start) -> None:
     """Mails can wait in the broker: a dead mail server shows in the answer and takes nothing out of service."""
     service = start_service(

@@ -84,6 +84,16 @@ def test_a_second_copy_is_explained_only_by_a_death_between_the_two(
     assert (found[0], len(found[1]), found[2]) == (copies, unexplained, deaths)
 
 
+def test_one_death_explains_one_second_copy() -> None:
+    """A process of the campaign has one mail in hand: two that came twice by one death are one too many."""
+    lives = (rig.Life(name="email", started_at=10, ended_at=20, how="kill"), rig.Life(name="email", started_at=21))
+    mails = [judging.Mail(message_id=f"<receipt-{at % 10:.0f}@x>", created=journal.instant(at)) for at in (12.0, 13.0, 22.0, 23.0)]
+
+    found = judging.copies(mails, lives)
+
+    assert found == (2, ["<receipt-3@x> is the second mail that came twice by one death"], 1)
+
+
 def test_recovery_is_told_by_the_outages_that_were_measured() -> None:
     """Outages beside other faults do not count, and none is no number."""
     outages = [faults.Outage(server="order-db", killed_at=0, open_at=1, first_s=first) for first in (0.3, None, 0.1, 0.9)]

@@ -1,6 +1,8 @@
 import ipaddress
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Generator
 
 import pytest
@@ -47,3 +49,22 @@ def test_a_free_port_has_no_owner() -> None:
 def test_trial_ports_differ() -> None:
     """Servers of one test do not get the same port twice."""
     assert len(set(ports.trial(20))) == 20
+
+
+def test_no_port_is_chosen_twice_before_it_is_listened_on() -> None:
+    """Services of a stack get their ports one by one, long before they listen."""
+    assert len({ports.trial(1)[0] for _ in range(300)}) == 300
+
+
+def test_two_processes_never_choose_the_same_port() -> None:
+    """A test's service that is down for a restart does not find its port taken by another worker's."""
+    line = [sys.executable, "-c", "from sagapost_sandbox import ports; print(*ports.trial(200)); input()"]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        theirs = set(map(int, other.stdout.readline().split()))
+
+        ours = {ports.trial(1)[0] for _ in range(600)}
+
+        other.communicate("\n")
+    assert len(theirs) == 200
+    assert not ours & theirs

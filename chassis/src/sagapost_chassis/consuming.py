@@ -67,8 +67,8 @@ def typed(cls: type[M], handle: Callable[[Delivery, M], Awaitable[None]]) -> Han
 class Consumer:
     """Consumes one work queue for as long as the process lives, across broker outages.
 
-    `retry_delays_s` is the ladder: the n-th failure waits for the n-th delay, each of them one of the declared retry
-    queues', and a message that fails once more after the last is dead.
+    At most `concurrency` messages are in hand at once. `retry_delays_s` is the ladder: the n-th failure waits for the n-th
+    delay, each of them one of the declared retry queues', and a message that fails once more after the last is dead.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Consumer:
         self._handlers = {cls.__name__: handler for cls, handler in handlers.items()}
         self._publisher = publisher
         self._concurrency = concurrency
+        self._places = asyncio.Semaphore(concurrency)
         self._retry_delays_s = retry_delays_s
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken = asyncio.Event()
@@ -193,6 +194,11 @@ class Consumer:
         task.add_done_callback(self._tasks.discard)
 
     async def _process(self, arrival: arrivals.Arrival) -> None:
+        # the broker counts for each consumer, and what an earlier pace or a lost session still has in hand is not in its count
+        async with self._places:
+            await self._answer(arrival)
+
+    async def _answer(self, arrival: arrivals.Arrival) -> None:
         kind = arrival.type if arrival.type in self._handlers else "?"  # a name that a sender may choose is no label
         with (
             IN_FLIGHT.labels(self._queue).track_inprogress(),

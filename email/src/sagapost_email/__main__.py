@@ -23,13 +23,13 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
         amqp.Publisher(config.amqp_url, "sagapost-email-publisher") as publisher,
     ):
         outlets = handlers.Outlets(sender=outbound, publisher=publisher, mail_from=config.mail_from, recent=recent.Recent())
-        # a few more than connections, so that a mail waits here for its turn and not at the broker for an acknowledgement
+        # no message in hand beyond those that are being mailed: a death repeats at most as many mails
         worker = consuming.Consumer(
             config.amqp_url,
             topology.EMAIL_QUEUE,
             consumer.routes(outlets),
             publisher,
-            concurrency=config.smtp_connections * 2,
+            concurrency=config.smtp_connections,
             retry_delays_s=ladder.parse(config.retry_delays_s),
         )
         async with asyncio.TaskGroup() as group:

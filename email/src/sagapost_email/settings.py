@@ -7,8 +7,9 @@ from sagapost_email import domain, sender
 
 
 class Settings(settings.Common, frozen=True, kw_only=True):
-    """One field per SAGAPOST_ variable; `smtp_connections` bounds the conversations with the mail server.
+    """One field per SAGAPOST_ variable.
 
+    `smtp_connections` bounds the conversations with the mail server, and the mails that one death of this process sends a second time.
     `smtp_tls`: off, starttls (a server that offers none is refused) or tls from the first byte; `smtp_ca_file`: not the system's CAs.
     `retry_delays_s`: see ladder.parse.
     """

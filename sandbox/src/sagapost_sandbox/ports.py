@@ -2,8 +2,9 @@
 
 import contextlib
 import errno
+import functools
+import itertools
 import pathlib
-import random
 import re
 import socket
 from collections.abc import Collection, Iterator
@@ -14,6 +15,7 @@ LISTEN: Final = "0A"
 # Below the kernel's usual range for outgoing connections (32768+), so that no client socket takes a port between the choice and the bind.
 # Whole stacks that tests start keep their public ports below it: what a stack leaves for its restart, no trial server takes.
 TRIAL_RANGE: Final = (22_000, 32_000)
+_BLOCK: Final = 500  # whole runs of all tests take some 1,500 ports a worker, most for seconds; the oldest come again first
 _TAKEN: Final = frozenset({errno.EADDRINUSE, errno.EACCES})
 
 
@@ -42,13 +44,29 @@ def next_free(port: int, avoid: Collection[int] = ()) -> int:
 
 
 def trial(count: int) -> tuple[int, ...]:
-    """Return `count` free ports at a random place, for servers that only this run knows."""
-    chosen: list[int] = []
-    start = random.SystemRandom().randrange(*TRIAL_RANGE)
-    for _ in range(count):
-        start = next_free(start + 1, chosen)
-        chosen.append(start)
-    return tuple(chosen)
+    """Return `count` free ports, for servers that only this run knows.
+
+    They come out of a block that belongs to this process as long as it lives, and go round in it: what is chosen here and not listened on
+    yet, or given up for a restart, nobody else is given meanwhile.
+
+    Raises:
+        OSError: every port of the block is taken.
+
+    """
+    chosen = tuple(itertools.islice(filter(is_free, itertools.islice(_own_block(), _BLOCK)), count))
+    if len(chosen) < count:
+        raise OSError(errno.EADDRNOTAVAIL, f"no {count} free TCP ports in the block of this process")
+    return chosen
+
+
+@functools.cache
+def _own_block() -> Iterator[int]:
+    """Go round in the ports of a block; its first one is listened on until the process ends, and says that the block is taken."""
+    for first in range(*TRIAL_RANGE, _BLOCK):
+        with contextlib.suppress(OSError):
+            socket.create_server(("127.0.0.1", first)).detach()
+            return itertools.cycle(range(first + 1, first + _BLOCK))
+    raise OSError(errno.EADDRNOTAVAIL, "every block of TCP ports for trials belongs to some process")
 
 
 def owner(port: int) -> tuple[int, str] | None:

@@ -1,5 +1,6 @@
 """Compares what the customers were told with what the databases, the provider and the mailbox say; it changes nothing."""
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -34,9 +35,9 @@ class _Mails(msgspec.Struct, frozen=True, kw_only=True):
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """How often each promise was broken, and a sentence for the first of each kind.
 
-    A duplicate mail is explained when the email process died between its two copies; `mail_gap_deaths` are the deaths that explain
-    any. `invented` orders have a key that no customer sent; `contradicted` keys were refused and have an order, or were answered
-    with two.
+    A duplicate mail is explained when the process that sent the first copy died before the second, and each death explains one: a
+    process of the campaign has one mail in hand. `mail_gap_deaths` are the deaths that explain one. `invented` orders have a key that
+    no customer sent; `contradicted` keys were refused and have an order, or were answered with two.
     """
 
     lost: int
@@ -121,19 +122,21 @@ def _surplus(movements: Iterable[evidence.Movement], kind: str) -> list[str]:
 
 
 def copies(mails: Iterable[Mail], lives: Sequence[rig.Life]) -> tuple[int, list[str], int]:
-    """Count second copies, name those between which the email process did not die, and count the deaths behind the others."""
+    """Count second copies, name those that no death of the email process explains, and count the deaths behind the others."""
     times: dict[str, list[float]] = defaultdict(list)
     for mail in mails:
         times[mail.message_id].append(mail.created.timestamp())
-    pairs = [(message_id, pair) for message_id, at in times.items() for pair in zip(sorted(at), sorted(at)[1:], strict=False)]
+    pairs = [(message_id, pair) for message_id, at in times.items() for pair in itertools.pairwise(sorted(at))]
     unexplained: list[str] = []
     deaths: set[float] = set()
     for message_id, (first, second) in pairs:
-        life = next((life for life in lives if life.started_at + STARTS_S <= first and (not life.ended_at or first <= life.ended_at)), None)
-        if life is None or (life.ended_at and life.ended_at < second):
-            deaths.add(life.ended_at if life else first)
-        else:
+        sender = next((life for life in reversed(lives) if life.started_at + STARTS_S <= first), None)
+        if sender is None or not sender.ended_at or sender.ended_at >= second:
             unexplained.append(f"{message_id} was sent twice by one process")
+        elif sender.ended_at in deaths:
+            unexplained.append(f"{message_id} is the second mail that came twice by one death")
+        else:
+            deaths.add(sender.ended_at)
     return len(pairs), unexplained, len(deaths)
 
 

@@ -71,13 +71,15 @@ class Service:
 
         """
         deadline = time.monotonic() + deadline_s
-        while not self._ready():
-            if not self.running():
+        while True:
+            answered = self._ready()
+            if not self.running():  # looked at last: on a port that was taken somebody else answers
                 raise errors.StartError(f"{self.module} ended with {self.returncode}: {processes.tail(self.log)}")
+            if answered:
+                return self
             if time.monotonic() > deadline:
                 raise errors.StartError(f"{self.module} was not ready after {deadline_s:.0f} s: {processes.tail(self.log)}")
             time.sleep(_POLL_S)
-        return self
 
     def wait(self, deadline_s: float = END_S) -> int | None:
         """Wait until it ends by itself, as at a crash point; return its exit code.
