@@ -51,6 +51,12 @@ def bought(stack: Stack, payment_method: str = "pm_card_ok") -> dict[str, Any]:
     return answer
 
 
+def intended(stack: Stack, order_id: int) -> bool:
+    """Tell whether payment is about to charge an order: from then on it does."""
+    with psycopg.connect(str(stack.known.payment_database_url)) as conn:
+        return conn.execute("SELECT FROM payments WHERE order_id = %s AND status = 'processing'", (order_id,)).fetchone() is not None
+
+
 def test_a_payment_that_succeeds_after_the_deadline_goes_back(impatient_stack: Stack) -> None:
     """The provider takes the money after the order was given up: it goes back, once, and the customer is told of a cancellation."""
     impatient_stack.provider_behaves(delay_s=14)
@@ -71,6 +77,7 @@ def test_a_payment_that_succeeds_after_the_deadline_goes_back(impatient_stack: S
 def test_a_payment_that_succeeds_after_a_cancellation_goes_back(impatient_stack: Stack) -> None:
     """Cancelled while the provider is still at it (pm_slow takes 6 s): whatever comes of the call, the money ends where it was."""
     answer = bought(impatient_stack, "pm_slow")
+    polling.eventually(lambda: intended(impatient_stack, answer["id"]))  # a cancellation that is sooner leaves nothing to charge
     assert impatient_stack.cancel(answer["id"]) == 202
 
     saga = impatient_stack.ended(answer["saga_id"])

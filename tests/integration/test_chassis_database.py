@@ -148,6 +148,17 @@ async def test_a_deadlock_is_transient_and_a_broken_rule_is_not(payment_db: str)
             await fail_with("40P01")
 
 
+async def test_a_session_that_the_server_ended_is_not_given_out(payment_db: str) -> None:
+    """Used a moment ago, so that nobody asks the server again: the end of a session has come all the same, and is seen."""
+    async with db.open_pool(payment_db, "t", max_size=1) as pool:
+        pid = await _count(pool, "SELECT pg_backend_pid()")
+        with psycopg.connect(payment_db, autocommit=True) as other:
+            other.execute("SELECT pg_terminate_backend(%s)", (pid,))
+            polling.eventually(lambda: not other.execute("SELECT FROM pg_stat_activity WHERE pid = %s", (pid,)).fetchone())
+
+        assert await _count(pool, "SELECT pg_backend_pid()") != pid
+
+
 async def test_a_pool_comes_back_after_the_server_was_killed(private_databases: servers.Databases) -> None:
     """After kill -9 and a start of PostgreSQL the same pool serves again, without a restart of the process."""
     dsn = private_databases.create("someone", "secret", "somewhere")

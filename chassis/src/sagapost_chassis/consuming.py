@@ -21,6 +21,7 @@ from sagapost_chassis import amqp, arrivals, errors, ladder, lenient, properties
 from sagapost_contracts import envelope, events, topology
 
 DRAIN_S: Final = 20
+AGAIN_MAX_S: Final = 2.0  # a session that was lost is tried again so often at least: customers wait for what it consumes
 WATCH_S: Final = 1
 SET_ASIDE_S: Final = 600  # well below the 30 minutes after which the broker closes a channel that does not answer
 # A message that this many deliveries went unanswered of may be one that kills its process, and is handled with nothing beside it: each
@@ -120,7 +121,7 @@ class Consumer:
                 failures += 1
                 telemetry.log.warning("broker.lost", queue=self._queue, reason=f"{type(exc).__name__}: {exc}"[:300])
             with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), amqp.backoff_s(failures))
+                await asyncio.wait_for(stop.wait(), amqp.backoff_s(failures, cap_s=AGAIN_MAX_S))
         await self._drain()
 
     async def _watch(self) -> None:

@@ -14,13 +14,15 @@ from sagapost_relay.shard import Flight, Shard
 
 IDLE_MIN_S: Final = 0.002
 IDLE_MAX_S: Final = 0.05
-LAZY_S: Final = 0.01
 HINTED_S: Final = 1.0
 _GROWTH: Final = 1.5
 
 
 async def run(conn: db.Connection, control: db.Connection, desk: Desk) -> None:
-    """Poll for ever: at once while there is more, after a few milliseconds while it is busy, up to `IDLE_MAX_S` when it is not."""
+    """Poll for ever: at once while there is more, when a writer hints, and otherwise every few milliseconds while it is busy.
+
+    Up to `IDLE_MAX_S` when it is not, and when the writers hint: they will say when there is more, and a hint that is lost costs one pause.
+    """
     pause_s = IDLE_MIN_S
     while True:
         desk.wake.clear()
@@ -33,10 +35,9 @@ async def run(conn: db.Connection, control: db.Connection, desk: Desk) -> None:
             await asyncio.sleep(0)
             continue
         pause_s = IDLE_MIN_S if moved else min(pause_s * _GROWTH, IDLE_MAX_S)
-        if not moved and desk.polled_at - desk.hinted_at < HINTED_S:
-            pause_s = max(pause_s, LAZY_S)  # who hints will say when there is more
+        hinted = desk.polled_at - desk.hinted_at < HINTED_S
         with suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
+            async with asyncio.timeout(IDLE_MAX_S if hinted else pause_s):
                 await desk.wake.wait()
 
 
