@@ -15,6 +15,7 @@ def taken(request: pytest.FixtureRequest) -> Generator[int]:
     """Hold a port the way some other program does."""
     family, host = request.param
     with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as every server does: connections may have ended there lately
         listener.bind((host, ports.trial(1)[0]))
         listener.listen()
         yield listener.getsockname()[1]
