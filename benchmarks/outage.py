@@ -134,7 +134,7 @@ async def measure(given: argparse.Namespace, folder: pathlib.Path) -> dict[str, 
     home = folder / "outage"
     state.prepare(home)
     options = plan.Options(port_offset=offset, payment_delay_s=0, email_delay_s=0)
-    world = rig.Rig(plan.make(options, plan.choose_ports(options, ports.next_free), home), home)
+    world = rig.Rig(plan.make(options, plan.choose_ports(options, ports.next_free), home), home, dying=False)
     dsn = world.plan.addresses.order_database_url
     stop, over = asyncio.Event(), asyncio.Event()
     try:

@@ -44,10 +44,14 @@ class Life(msgspec.Struct, kw_only=True):
 
 
 class Rig:
-    """Every process of a stack, and the lives of all of them so far."""
+    """Every process of a stack, and the lives of all of them so far.
 
-    def __init__(self, made: plan.Plan, home: Path) -> None:
+    `dying`: with SETTINGS, and nobody stands back, since whoever dies all day must be up again soon. Otherwise as `up` runs it.
+    """
+
+    def __init__(self, made: plan.Plan, home: Path, *, dying: bool = True) -> None:
         self.plan = made
+        self._dying = dying
         self.home = home
         self.units = {unit.name: unit for unit in made.units}
         self.lives: list[Life] = []
@@ -68,9 +72,10 @@ class Rig:
     def spawn(self, name: str, crash: str = "") -> Life:
         """Start a process, told where to die if `crash` names a point."""
         unit = self.units[name]
-        environ = _inherited() | unit.environ | SETTINGS.get(name, {}) | {"SAGAPOST_CRASH": crash}
+        environ = _inherited() | unit.environ | (SETTINGS.get(name, {}) if self._dying else {}) | {"SAGAPOST_CRASH": crash}
         line = [sys.executable, "-P", "-m", *unit.arguments]
-        process = processes.spawn(line, log=self.home / "logs" / f"{name}.log", cwd=self.home, env=environ, nice=unit.nice)
+        nice, log = 0 if self._dying else unit.nice, self.home / "logs" / f"{name}.log"
+        process = processes.spawn(line, log=log, cwd=self.home, env=environ, nice=nice)
         processes.save(process, self.home / state.PIDS / f"{name}.pid")
         self._running[name] = process
         self.lives.append(life := Life(name=name, armed=crash, started_at=time.time()))
