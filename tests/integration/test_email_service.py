@@ -363,6 +363,23 @@ async def test_a_kill_before_the_acknowledgement_is_at_worst_a_second_copy(
     assert len({message_id for message_id, kind, _ in await told(vhost) if kind == "EmailSent"}) == 1
 
 
+async def test_a_mail_that_was_noted_is_not_repeated_after_a_kill(
+    vhost: str, mailbox: services.Service, start_service: Start, eventually: Callable[..., Any], tmp_path: pathlib.Path
+) -> None:
+    """Killed behind the server's 250, with a memory on disk: the next process tells of the mail and does not send it again."""
+    event = paid()
+    lasting = _env(vhost, mailbox) | {"SAGAPOST_MAIL_MEMORY": str(tmp_path / "memory")}
+    doomed = start_service("email", lasting | {"SAGAPOST_CRASH": "email.after_accept"}).wait_ready()
+    await publish(vhost, event)
+    assert doomed.wait() == -9
+
+    service = start_service("email", lasting).wait_ready()
+    eventually(lambda: [line for line in service.lines() if line["event"] == "message.handled"])
+
+    assert len(mails(mailbox, event.saga_id)) == 1
+    assert [kind for _, kind, _ in await told(vhost) if kind == "EmailSent"] == ["EmailSent"]
+
+
 async def test_a_kill_repeats_no_more_mails_than_there_are_connections(
     vhost: str, mailbox: services.Service, start_service: Start, eventually: Callable[..., Any]
 ) -> None:

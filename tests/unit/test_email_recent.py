@@ -1,10 +1,13 @@
-"""The memory that keeps a repeated message from being mailed twice by one process."""
+"""The memory that keeps a repeated message from being mailed twice, in the process and in a folder."""
 
 import contextlib
+import pathlib
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
 
+from sagapost_chassis import settings
 from sagapost_email import errors, recent
 
 
@@ -53,3 +56,57 @@ def test_the_memory_is_bounded() -> None:
         pass
 
     assert (oldest, newest) == (True, False)
+
+
+def _sends(memory: recent.Recent, mail: str) -> bool:
+    with memory.sending(mail) as fresh:
+        return fresh
+
+
+def test_a_folder_outlives_the_process_and_is_shared(tmp_path: pathlib.Path) -> None:
+    """What one process has sent neither its successor nor its neighbour sends again, whoever of them started first."""
+    neighbour, first = (recent.Recent(journal=recent.Journal(tmp_path)) for _ in range(2))
+    mails = [f"receipt-{uuid4()}" for _ in range(3)]
+
+    assert [_sends(first, mail) for mail in mails] == [True, True, True]
+
+    assert [_sends(neighbour, mail) for mail in mails] == [False, False, False]
+    assert [_sends(recent.Recent(journal=recent.Journal(tmp_path)), mail) for mail in mails] == [False, False, False]
+
+
+def test_a_mail_that_was_not_accepted_is_not_noted(tmp_path: pathlib.Path) -> None:
+    """Whoever dies, or fails, before the mail server's word leaves nothing behind."""
+    with contextlib.suppress(ZeroDivisionError), recent.Recent(journal=recent.Journal(tmp_path)).sending("receipt-1"):
+        raise ZeroDivisionError
+
+    assert _sends(recent.Recent(journal=recent.Journal(tmp_path)), "receipt-1")
+
+
+def test_a_line_that_is_being_written_is_read_when_it_is_whole(tmp_path: pathlib.Path) -> None:
+    """Half a name is nobody's."""
+    memory = recent.Journal(tmp_path)
+    (file,) = tmp_path.iterdir()
+
+    file.write_bytes(b"receipt-1\nrece")
+    begun = list(memory.news())
+    file.write_bytes(b"receipt-1\nreceipt-2\n")
+
+    assert (begun, list(memory.news()), list(memory.news())) == (["receipt-1"], ["receipt-2"], [])
+
+
+def test_yesterday_is_remembered_and_older_days_go(tmp_path: pathlib.Path) -> None:
+    """The folder is bounded by two days of mails."""
+    today = datetime.now(UTC).date()
+    for age in range(4):
+        (tmp_path / f"accepted-{today - timedelta(days=age):%Y%m%d}.txt").write_text(f"receipt-{age}\n", encoding="ascii")
+
+    assert set(recent.Journal(tmp_path).news()) == {"receipt-0", "receipt-1"}
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_used_is_named_at_the_start(tmp_path: pathlib.Path) -> None:
+    """A file is no folder: the process ends with one sentence."""
+    (tmp_path / "file").touch()
+
+    with pytest.raises(settings.CannotStartError, match="SAGAPOST_MAIL_MEMORY"):
+        recent.Journal(tmp_path / "file")

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import pathlib
 from functools import partial
 
 from sagapost_chassis import amqp, consuming, ladder, lifecycle, settings
@@ -11,6 +12,7 @@ from sagapost_email.settings import Settings
 
 
 async def _main(config: Settings, stop: asyncio.Event) -> None:
+    memory = recent.Recent(journal=recent.Journal(pathlib.Path(config.mail_memory)) if config.mail_memory else None)
     async with (
         sender.Sender(
             config.smtp_host,
@@ -22,7 +24,7 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
         ) as outbound,
         amqp.Publisher(config.amqp_url, "sagapost-email-publisher") as publisher,
     ):
-        outlets = handlers.Outlets(sender=outbound, publisher=publisher, mail_from=config.mail_from, recent=recent.Recent())
+        outlets = handlers.Outlets(sender=outbound, publisher=publisher, mail_from=config.mail_from, recent=memory)
         # no message in hand beyond those that are being mailed: a death repeats at most as many mails
         worker = consuming.Consumer(
             config.amqp_url,

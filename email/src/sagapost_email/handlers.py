@@ -38,9 +38,9 @@ async def on_request_notification(outlets: Outlets, delivery: consuming.Delivery
 
 
 async def _notify(outlets: Outlets, delivery: consuming.Delivery, request: domain.Request, *, asked_by: UUID | None) -> None:
-    """Send one mail and publish its outcome; without a database, a crash in between sends the mail a second time.
+    """Send one mail and publish its outcome; a crash between the server's 250 and the note of it sends the mail a second time.
 
-    A mail that this process has sent is reported again to whoever asks for it, and not sent again.
+    A mail that was sent lately, as far as `recent` knows, is reported again to whoever asks for it, and not sent again.
 
     Raises:
         TransientError: not sent yet, and deliveries are left; or the outcome could not be published.
@@ -50,7 +50,7 @@ async def _notify(outlets: Outlets, delivery: consuming.Delivery, request: domai
         message = sender.compose(
             request, templates.render(request), mail_from=outlets.mail_from, traceparent=telemetry.current_traceparent()
         )
-        with outlets.recent.sending(str(message["Message-ID"])) as fresh:
+        with outlets.recent.sending(f"{request.template}-{request.saga_id}") as fresh:
             if fresh:
                 await outlets.sender.send(message, request.recipient)
             else:

@@ -11,7 +11,7 @@ class Settings(settings.Common, frozen=True, kw_only=True):
 
     `smtp_connections` bounds the conversations with the mail server, and the mails that one death of this process sends a second time.
     `smtp_tls`: off, starttls (a server that offers none is refused) or tls from the first byte; `smtp_ca_file`: not the system's CAs.
-    `retry_delays_s`: see ladder.parse.
+    `retry_delays_s`: see ladder.parse. `mail_memory`: a folder for recent.Journal; empty: this process' own memory and no more.
     """
 
     port: int = 8003
@@ -25,6 +25,7 @@ class Settings(settings.Common, frozen=True, kw_only=True):
     smtp_user: str = ""
     smtp_password: settings.Secret = ""
     retry_delays_s: str = ladder.DEFAULT
+    mail_memory: str = ""
     mail_from: str = "no-reply@sagapost.example"
 
     def __post_init__(self) -> None:

@@ -133,7 +133,7 @@ def make(options: Options, ports: dict[str, int], home: Path) -> Plan:
         Unit(name="payment-db", how="database", stage=1, port=ports["payment-db"], kind="postgres"),
         Unit(name="rabbitmq", how="broker", stage=1, port=ports["rabbitmq"], kind="rabbitmq"),
     )
-    units = (*infrastructure, *_preparations(where), *_outside(options, ports, home), *_services(options, ports, where))
+    units = (*infrastructure, *_preparations(where), *_outside(options, ports, home), *_services(options, ports, where, home))
     return Plan(options=options, ports=ports, addresses=where, units=units)
 
 
@@ -174,7 +174,7 @@ def _outside(options: Options, ports: dict[str, int], home: Path) -> tuple[Unit,
     )
 
 
-def _services(options: Options, ports: dict[str, int], where: state.Addresses) -> tuple[Unit, ...]:
+def _services(options: Options, ports: dict[str, int], where: state.Addresses, home: Path) -> tuple[Unit, ...]:
     edge = {
         "SAGAPOST_ORDER_URL": f"http://127.0.0.1:{ports['order']}",
         "SAGAPOST_PAGE_PORT": str(ports["page"]),
@@ -182,7 +182,11 @@ def _services(options: Options, ports: dict[str, int], where: state.Addresses) -
     }
     scaled = {
         "payment": _database(ports, "payment_service") | {"SAGAPOST_PROVIDER_URL": where.provider_url},
-        "email": {"SAGAPOST_SMTP_HOST": "127.0.0.1", "SAGAPOST_SMTP_PORT": str(ports["smtp"])},
+        "email": {
+            "SAGAPOST_SMTP_HOST": "127.0.0.1",
+            "SAGAPOST_SMTP_PORT": str(ports["smtp"]),
+            "SAGAPOST_MAIL_MEMORY": str(home / "mail-memory"),
+        },
         "relay-order": _database(ports, "order_relay"),
         "relay-payment": _database(ports, "payment_relay"),
     }

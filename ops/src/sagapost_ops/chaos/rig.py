@@ -22,7 +22,7 @@ STOP_S: Final = 20.0
 _POLL_S: Final = 0.05
 # Shorter than where customers are, so that what waits for them happens often enough: a lease that a dead relay left behind,
 # the provider's deadline (the late token charges behind it), the saga's second asking for a refund. One mail at a time: then a death of
-# the email process explains one second copy and no more, which is what the verdict holds it to.
+# the email process, between the server's 250 and the note of it, explains one second copy and no more; the verdict holds it to that.
 SETTINGS: Final[dict[str, dict[str, str]]] = {
     "order": {"SAGAPOST_COMPENSATE_S": "1", "SAGAPOST_COMPENSATE_MAX_S": "10"},
     "payment": {"SAGAPOST_PROVIDER_TIMEOUT_S": "3", "SAGAPOST_LOOK_S": "20"},
