@@ -28,8 +28,9 @@ CASES: Final = {
 def test_a_checkout_alone_costs_five_write_commits(stack: Stack, database_server: servers.Databases) -> None:
     """Order, intent, result, paid, notified: counted in the server's own log, without what the relays note about themselves.
 
-    One after the other: those that come together share some.
+    One after the other, and each mail half a second behind its payment: what comes together shares a commit.
     """
+    stack.mailbox_behaves(delay_s=0.5)
     names = [str(url).rpartition("/")[2] for url in (stack.known.order_database_url, stack.known.payment_database_url)]
     stack.ended(stack.checkout()[1]["saga_id"])  # whatever a first one costs more
     with psycopg.connect(database_server.admin_dsn, autocommit=True) as admin:
@@ -38,6 +39,7 @@ def test_a_checkout_alone_costs_five_write_commits(stack: Stack, database_server
         for _ in range(MEASURED):
             stack.ended(stack.checkout()[1]["saga_id"])
         commits = _write_commits(admin, start, _lsn(admin), names, _relays_own(database_server, names))
+    stack.mailbox_behaves()
 
     assert commits == MEASURED * 5
 

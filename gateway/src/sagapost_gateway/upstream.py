@@ -19,6 +19,7 @@ _KEPT: Final = ("Location", "Retry-After", "ETag", "Idempotent-Replayed", "Prefe
 _IDLE_S: Final = 15
 _HEALTH_S: Final = 1.0
 _PAUSE_S: Final = (0.05, 0.2)  # between two attempts
+_LEAST_S: Final = 0.1  # an attempt with less time than this would make a timeout of a failure that is known already
 _IN_PROGRESS: Final = b"/problems/idempotency-in-progress"
 _SILENCE_S: Final = 30  # twice as long as the order service lets a stream be silent
 _EVENTS: Final = "text/event-stream"
@@ -209,11 +210,11 @@ class Order:
                 answer = await self._attempt(session, method, path, headers, body=body, deadline_s=left_s)
             except errors.OrderBrokenError as exc:
                 sent |= exc.sent
-                if not again or clock() + pause_s >= ends_s:
+                if not again or clock() + pause_s >= ends_s - _LEAST_S:
                     raise
             else:
                 # the first attempt of ours is still being worked on, where its connection broke and its answer was lost
-                if not (again and sent and answer.status == 409 and _IN_PROGRESS in answer.body) or clock() + pause_s >= ends_s:
+                if not (again and sent and answer.status == 409 and _IN_PROGRESS in answer.body) or clock() + pause_s >= ends_s - _LEAST_S:
                     return answer
             REPEATED.inc()
             await asyncio.sleep(pause_s)
