@@ -11,6 +11,7 @@ from faults.stack import Stack
 from sagapost_sandbox.testing import polling, servers
 
 MEASURED: Final = 20
+RELAYS_OWN: Final = ("outbox_cursor", "outbox_relay", "outbox_bucket")
 
 CASES: Final = {
     "pm_card_ok": ("notified", ["charge"]),
@@ -38,7 +39,7 @@ def test_a_checkout_alone_costs_five_write_commits(stack: Stack, database_server
         start = _lsn(admin)
         for _ in range(MEASURED):
             stack.ended(stack.checkout()[1]["saga_id"])
-        commits = _write_commits(admin, start, _lsn(admin), names, _relays_own(database_server, names))
+        commits = _write_commits(admin, database_server, names, start, _lsn(admin))
     stack.mailbox_behaves()
 
     assert commits == MEASURED * 5
@@ -82,22 +83,26 @@ def _lsn(admin: psycopg.Connection[Any]) -> str:
     return str(found[0])
 
 
-def _relays_own(server: servers.Databases, names: list[str]) -> set[str]:
-    """Give the files, as database/file, of what a relay writes for itself: cursors, leases, and their indexes."""
-    files: set[str] = set()
+def _files(server: servers.Databases, names: list[str]) -> tuple[set[str], set[str]]:
+    """Give the files, as database/file, of what a relay writes for itself (cursors, leases), and of the system's tables; with indexes."""
+    relays_own, systems = set[str](), set[str]()
     for name in names:
         with psycopg.connect(f"{server.admin_dsn.rpartition('/')[0]}/{name}") as conn:
             found = conn.execute(
-                "SELECT d.oid || '/' || pg_relation_filenode(c.oid) FROM pg_class AS c, pg_database AS d"
-                " WHERE d.datname = current_database() AND c.relkind IN ('r', 'i')"
-                " AND (c.relname LIKE 'outbox_cursor%' OR c.relname LIKE 'outbox_relay%' OR c.relname LIKE 'outbox_bucket%')"
-            )
-            files |= {file for (file,) in found}
-    return files
+                "SELECT c.relname, c.relnamespace = 'pg_catalog'::regnamespace, d.oid || '/' || pg_relation_filenode(c.oid)"
+                "  FROM pg_class AS c, pg_database AS d WHERE d.datname = current_database() AND c.relkind IN ('r', 'i')"
+            ).fetchall()
+        relays_own |= {file for relation, _, file in found if relation.startswith(RELAYS_OWN)}
+        systems |= {file for _, is_systems, file in found if is_systems}
+    return relays_own, systems
 
 
-def _write_commits(admin: psycopg.Connection[Any], start: str, end: str, names: list[str], relays_own: set[str]) -> int:
-    """Count the transactions that committed and wrote to these databases, other than to the relays' own tables alone."""
+def _write_commits(admin: psycopg.Connection[Any], server: servers.Databases, names: list[str], start: str, end: str) -> int:
+    """Count the transactions that committed and wrote to these databases, other than to the relays' own tables alone.
+
+    What writes to the system's tables is none of the services: ANALYZE, which the server begins by itself, or the relay's TRUNCATE.
+    """
+    relays_own, systems = _files(server, names)
     oids = {str(oid) for (oid,) in admin.execute("SELECT oid FROM pg_database WHERE datname = ANY(%s)", (names,))}
     records = admin.execute(
         "SELECT xid::text, resource_manager, record_type, coalesce(block_ref, '') FROM pg_get_wal_records_info(%s::pg_lsn, %s::pg_lsn)",
@@ -105,6 +110,7 @@ def _write_commits(admin: psycopg.Connection[Any], start: str, end: str, names: 
     ).fetchall()
     committed = {xid for xid, manager, kind, _ in records if manager == "Transaction" and kind.startswith("COMMIT")}
     touched: dict[str, set[str]] = defaultdict(set)
-    for xid, _, _, blocks in records:
-        touched[xid] |= {f"{oid}/{file}" for oid, file in re.findall(r"rel \d+/(\d+)/(\d+)", blocks) if oid in oids}
-    return sum(bool(touched[xid] - relays_own) for xid in committed)
+    for xid, manager, _, blocks in records:
+        if manager == "Heap":  # rows; whoever reads a page of any table may tidy it (Heap2)
+            touched[xid] |= {f"{oid}/{file}" for oid, file in re.findall(r"rel \d+/(\d+)/(\d+)", blocks) if oid in oids}
+    return sum(bool(touched[xid] - relays_own) and not touched[xid] & systems for xid in committed)

@@ -69,7 +69,7 @@ def _collect_less() -> None:
     """Leave what was imported to itself, and look for cycles after more than Python's 700 new objects: nearly nothing here makes any."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
+    gc.set_threshold(20_000, 10, 5)
 
 
 def _first(exc: BaseException) -> str:

@@ -9,7 +9,7 @@ import msgspec
 from litestar import datastructures, enums, handlers, types
 
 from sagapost_chassis import health, ids, problems, web
-from sagapost_gateway import admission, api, cors, gate, openapi, pages, upstream
+from sagapost_gateway import admission, api, cors, errors, gate, openapi, pages, upstream
 
 HOLD_S: Final = 1.0  # as long as Retry-After says
 MAX_HELD: Final = 1000
@@ -69,26 +69,16 @@ def shedding(inner: types.ASGIApp, busy: Callable[[], bool], room: int) -> types
     """Refuse calls of the API while `busy`, before anything else is done for them: what is refused must cost next to nothing.
 
     At most `room` calls that change something are let in at once. `busy` alone would let in all who come while the first of them are still
-    on their way to the order service, and those would be refused there, when most of their work is done.
+    on their way to the order service, and those would be refused there, when most of their work is done. A call takes its place when its
+    body is whole: who sends one slowly, or never to its end, keeps nobody out.
 
     The refusal comes a second late: whoever asks again at once, and not after Retry-After, is kept from spending on refusals what
     the accepted need. At most `MAX_HELD` are held back so.
     """
     held = inside = 0
 
-    async def outer(scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
-        nonlocal held, inside
-        if scope["type"] != enums.ScopeType.HTTP or not scope["path"].startswith("/api/"):
-            await inner(scope, receive, send)
-            return
-        reads = scope["method"] in _READING
-        if not busy() and (reads or inside < room):
-            inside += not reads
-            try:
-                await inner(scope, receive, send)
-            finally:
-                inside -= not reads
-            return
+    async def refuse() -> None:
+        nonlocal held
         gate.SHED.labels("door").inc()
         if held < MAX_HELD:
             held += 1
@@ -96,7 +86,36 @@ def shedding(inner: types.ASGIApp, busy: Callable[[], bool], room: int) -> types
                 await asyncio.sleep(HOLD_S)
             finally:
                 held -= 1
-        await _refused(scope, send)
+
+    async def counted(scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
+        nonlocal inside
+        placed = False
+
+        async def entering() -> types.HTTPReceiveMessage | types.WebSocketReceiveMessage:
+            nonlocal inside, placed
+            message = await receive()
+            if not placed and message["type"] == "http.request" and not message["more_body"]:
+                if busy() or inside >= room:
+                    await refuse()
+                    raise errors.OverloadedError("no place is left")
+                inside, placed = inside + 1, True
+            return message
+
+        try:
+            await inner(scope, entering, send)
+        finally:
+            inside -= placed
+
+    async def outer(scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
+        if scope["type"] != enums.ScopeType.HTTP or not scope["path"].startswith("/api/"):
+            await inner(scope, receive, send)
+            return
+        reads = scope["method"] in _READING
+        if busy() or (not reads and inside >= room):
+            await refuse()
+            await _refused(scope, send)
+        else:
+            await (inner if reads else counted)(scope, receive, send)
 
     return outer
 
