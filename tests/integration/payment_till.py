@@ -47,7 +47,7 @@ class Till:
     async def intend(self, order: events.OrderCreated) -> None:
         """Leave the row that a process leaves that died before its charge."""
         async with db.transaction(self.pool) as conn:
-            await queries.add(conn, order, terms=domain.TERMS)
+            await queries.add(conn, [queries.intent(order, domain.TERMS)])
 
     async def charge(self, order: events.OrderCreated, key: str = "") -> str:
         """Charge behind the service's back, under its own key unless told otherwise, and give the charge's id."""
@@ -60,6 +60,11 @@ class Till:
         )
         assert isinstance(captured, domain.Captured)
         return captured.transaction_id
+
+    async def find(self, order: events.OrderCreated) -> domain.Captured:
+        """Give the one charge of an order."""
+        (found,) = await self.psp.find(order.saga_id)
+        return found
 
     async def look(self, terms: domain.Terms = domain.TERMS) -> int:
         """Look at every payment whose time has come, as the sweeper does, and give their number."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -211,3 +211,66 @@ async def test_a_caller_that_goes_away_leaves_the_group_whole(payment_db: str) -
 
         assert gone.cancelled()
         assert message in await _claimed(pool)
+
+
+Run = Callable[[db.Connection, Sequence[Any]], Coroutine[Any, Any, Sequence[int | None]]]
+
+
+async def _in_bulk(pool: db.Pool, run: Run, *items: tuple[UUID, UUID]) -> list[int | BaseException]:
+    """Run units that claim a message each, given as key and message, as one group that may be done in bulk by `run`."""
+    async with _gathering(pool):
+        tasks = [
+            asyncio.create_task(db.grouped(pool, key, _claims(message), bulk=db.Bulk(run=run, item=message))) for key, message in items
+        ]
+        await asyncio.sleep(0)  # each of them begins, and waits
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_units_of_a_group_can_share_their_statements(payment_db: str) -> None:
+    """They are handed over together, in the order of their keys; one that was not done does its own work in the same transaction."""
+    first, second, left = (ids.uuid7() for _ in range(3))
+    handed: list[list[UUID]] = []
+
+    async def run(conn: db.Connection, messages: Sequence[UUID]) -> list[int | None]:
+        handed.append(list(messages))
+        number = await _transaction_id(conn)
+        return [None if message == left else number for message in messages]
+
+    async with db.open_pool(payment_db, "test") as pool:
+        outcomes = await _in_bulk(pool, run, (UUID(int=3), left), (UUID(int=2), second), (UUID(int=1), first))
+
+        assert handed == [[first, second, left]]
+        assert len(set(outcomes)) == 1
+        assert await _claimed(pool) == {left}
+
+
+async def test_a_second_unit_of_a_key_is_not_done_in_bulk(payment_db: str) -> None:
+    """It must see what the first has written, which it does when it works behind it."""
+    key, first, second = ids.uuid7(), ids.uuid7(), ids.uuid7()
+    handed: list[UUID] = []
+
+    async def run(_: db.Connection, messages: Sequence[UUID]) -> list[int | None]:
+        handed.extend(messages)
+        return [1 for _ in messages]
+
+    async with db.open_pool(payment_db, "test") as pool:
+        await _in_bulk(pool, run, (key, first), (key, second))
+
+        assert handed == [first]
+        assert await _claimed(pool) == {second}
+
+
+async def test_a_bulk_that_fails_leaves_each_unit_its_own_work(payment_db: str) -> None:
+    """Nothing of it stays; every unit does its own work in a transaction of its own."""
+    messages = [ids.uuid7() for _ in range(3)]
+
+    async def run(conn: db.Connection, _: Sequence[UUID]) -> list[int | None]:
+        await inbox.claim(conn, UUID(int=7), "EmailSent")
+        await conn.execute("SELECT 1 / 0")
+        return []
+
+    async with db.open_pool(payment_db, "test") as pool:
+        outcomes = await _in_bulk(pool, run, *((message, message) for message in messages))
+
+        assert len(set(outcomes)) == 3
+        assert await _claimed(pool) == set(messages)

@@ -26,11 +26,14 @@ async def always(conn, message_id, message_type):
     return True
 inbox.claim = always
 """
-NO_INBOX = """
-from sagapost_chassis import inbox
-async def always(conn, message_id, message_type):
-    return True
-inbox.claim = always
+NO_SAGA_INBOX_CHECK = """
+from sagapost_order import saga_queries
+saga_queries._TAKE = saga_queries._TAKE.replace(b"claimed.message_id IS NOT NULL AS is_new", b"true AS is_new")
+"""
+NO_SAGA_INBOX = """
+from sagapost_order import saga_queries
+claim = b"INSERT INTO inbox (message_id, type) SELECT message_id, type FROM m ON CONFLICT DO NOTHING RETURNING message_id"
+saga_queries._TAKE = saga_queries._TAKE.replace(claim, b"SELECT message_id FROM m")
 """
 ACKNOWLEDGED_FIRST = """
 from sagapost_chassis import consuming
@@ -65,8 +68,8 @@ def _check_out(service: services.Service) -> tuple[int, UUID]:
     ("mutation", "number", "sentence"),
     [
         ("", 6, None),
-        (NO_INBOX_CHECK, 6, "has applied PaymentProcessed"),
-        (NO_INBOX, 7, "which was not taken in"),
+        (NO_SAGA_INBOX_CHECK, 6, "has applied PaymentProcessed"),
+        (NO_SAGA_INBOX, 7, "which was not taken in"),
     ],
     ids=["as it is", "without the inbox check", "without the inbox"],
 )

@@ -255,17 +255,8 @@ async def _blocked(conn: db.Connection) -> None:
 
 async def move(conn: db.Connection, step: saga.Step) -> bool:
     """Write a step as the handler does."""
-    return await saga_queries.move(
-        conn,
-        step.before,
-        step.after,
-        saga.facts_of(step.after),
-        saga_queries.Cause(source="event", message_id=ids.uuid7()),
-        event=step.event,
-        outcome=step.outcome,
-        reason=step.reason,
-        order_status=saga.order_status(step.after),
-    )
+    cause = saga_queries.Cause(source="event", message_id=ids.uuid7())
+    return await saga_queries.move(conn, [moves.move_of(step, cause)])
 
 
 async def test_write_against_an_older_version_is_fenced(pool: db.Pool, order: domain.Order, sql: Sql) -> None:

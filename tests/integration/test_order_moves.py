@@ -343,8 +343,7 @@ async def test_the_row_lock_lets_everybody_through(
 ) -> None:
     """Ten messages about one saga at five replicas at once are all applied; without FOR UPDATE, the version's fence throws some back."""
     if not locked:
-        reading = vars(saga_queries)["_LOCK"].as_string().removesuffix("FOR UPDATE")
-        monkeypatch.setattr("sagapost_order.saga_queries._LOCK", composing.SQL(reading))
+        monkeypatch.setattr("sagapost_order.saga_queries._TAKE", vars(saga_queries)["_TAKE"].replace(b"FOR UPDATE OF sagas", b""))
 
     async with contextlib.AsyncExitStack() as opened:
         replicas = [await opened.enter_async_context(db.open_pool(order_db, f"replica-{number}")) for number in range(5)]

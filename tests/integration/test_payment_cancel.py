@@ -10,7 +10,7 @@ from integration.payment_till import AMOUNT, Till, delivery_of, order_of
 
 from sagapost_chassis import db, errors
 from sagapost_contracts import events
-from sagapost_payment import domain
+from sagapost_payment import domain, handlers, queries
 from sagapost_payment import provider as providers
 from sagapost_sandbox.testing import services
 
@@ -188,6 +188,27 @@ async def test_cancelling_while_the_outcome_is_open_is_honoured(
     assert till.status()[0] == status
     assert [name for name, _ in till.told()] == told
     assert [kind for kind, _ in till.moved(order)] == moved
+
+
+async def test_one_that_is_cancelled_among_charges_that_come_together_goes_back(till: Till) -> None:
+    """The cancellation comes while all of them are being charged: its money is refunded, the others are told as paid."""
+    orders = [msgspec.structs.replace(order_of(), order_id=number) for number in range(1, 11)]
+    intents = [queries.intent(order, domain.TERMS) for order in orders]
+    async with db.transaction(till.pool) as conn:
+        payments = await queries.add(conn, intents)
+    charges = {order.saga_id: await till.find(order) for order in orders if await till.charge(order)}
+    await till.cancel(orders[-1])
+
+    ended = await asyncio.gather(
+        *(
+            handlers.conclude(till.pool, payments[order.saga_id], charges[order.saga_id], delivery_of(order), domain.TERMS)
+            for order in orders
+        )
+    )
+
+    assert [payment.status for payment in ended] == ["captured"] * 9 + ["refunding"]
+    assert till.rows("SELECT status FROM payments ORDER BY order_id") == [("captured",)] * 9 + [("refunding",)]
+    assert sorted(event.order_id for _, event in till.told()) == list(range(1, 10))
 
 
 async def test_a_capture_that_shows_up_behind_a_tombstone_goes_back(till: Till, eventually: Callable[..., Any]) -> None:

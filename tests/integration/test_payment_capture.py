@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from decimal import Decimal
 from uuid import uuid4
 
+import msgspec
 import pytest
 from integration.payment_till import AMOUNT, ITEMS, Till, delivery_of, order_of
 
@@ -161,6 +162,21 @@ async def test_ten_deliveries_at_once_charge_once(till: Till, *, copies: bool) -
     assert till.moved(order) == [("charge", str(AMOUNT))]
     assert len(till.told()) == 1
     assert len(till.rows("SELECT 1 FROM ledger")) == 1
+
+
+async def test_charges_that_come_together_are_noted_together(till: Till) -> None:
+    """Twenty orders at once, two of them twice: every one is charged, entered, told and ticked off once, in fewer transactions."""
+    orders = [msgspec.structs.replace(order_of(), order_id=number) for number in range(1, 21)]
+
+    await asyncio.gather(*(till.order(order) for order in (*orders, *orders[:2])))
+
+    assert till.rows("SELECT status, version, count(*) FROM payments GROUP BY 1, 2") == [("captured", 2, 20)]
+    assert till.rows("SELECT count(*), count(DISTINCT order_id), sum(amount) FROM ledger") == [(20, 20, 20 * AMOUNT)]
+    assert till.rows("SELECT count(*) FROM inbox") == [(22,)]
+    told = [event for _, event in till.told()]
+    assert sorted(event.order_id for event in told) == list(range(1, 21))
+    assert {event.saga_id for event in told} == {order.saga_id for order in orders}
+    assert till.rows("SELECT count(DISTINCT xmin::text) < 20 FROM ledger") == [(True,)]
 
 
 async def test_a_charge_whose_result_was_lost_is_found_again(till: Till) -> None:

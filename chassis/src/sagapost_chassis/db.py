@@ -54,12 +54,24 @@ class Pool(psycopg_pool.AsyncConnectionPool[Connection]):
     committers: set[asyncio.Task[None]]
 
 
+class Bulk(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """How a unit is done together with others of its group: `run` does all that have it, by a few statements for all of them.
+
+    It is handed the items of units with different keys, in the order of the keys, and gives for each what its unit comes to; None for
+    one of which it has written nothing, and which the unit's own work does afterwards.
+    """
+
+    run: Callable[[Connection, Sequence[Any]], Coroutine[Any, Any, Sequence[T | None]]]
+    item: object
+
+
 class _Unit(Generic[T]):
     """Work that waits for its group; `committed` becomes True, or False when the unit must run in a transaction of its own."""
 
-    def __init__(self, key: UUID, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> None:
+    def __init__(self, key: UUID, work: Callable[[Connection], Coroutine[Any, Any, T]], bulk: Bulk[T] | None) -> None:
         self.key = key
         self.work = work
+        self.bulk = bulk
         self.context = contextvars.copy_context()
         self.committed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.result: T
@@ -213,13 +225,13 @@ async def await_standbys(conn: Connection) -> None:
     await conn.execute(_MARK)
 
 
-async def grouped(pool: Pool, key: UUID, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+async def grouped(pool: Pool, key: UUID, work: Callable[[Connection], Coroutine[Any, Any, T]], *, bulk: Bulk[T] | None = None) -> T:
     """Run a unit of work in a transaction that it shares with those that wait at the same time (group commit).
 
     It returns when that has committed. While one group commits the next gathers; who comes alone waits for nobody. A unit
     is database work only, and may run twice: when one of a group fails, nothing of the group is written and each of its
     units runs in a transaction of its own. `key` is what it locks first: groups take their units in the order of the keys,
-    and so do not lock crosswise.
+    and so do not lock crosswise. With `bulk` the units of a group share their statements too; `work` must do the same alone.
 
     Raises:
         UnavailableError: nothing was written; the unit may be repeated.
@@ -227,7 +239,7 @@ async def grouped(pool: Pool, key: UUID, work: Callable[[Connection], Coroutine[
         Exception: what the unit raised, in a transaction of its own; nothing of it was written.
 
     """
-    unit = _Unit(key, work)
+    unit = _Unit(key, work, bulk)
     pool.waiting.append(unit)
     if len(pool.committers) < COMMITTERS:
         pool.committers.add(asyncio.create_task(_commit_groups(pool)))
@@ -254,10 +266,12 @@ async def _commit_group(pool: Pool, group: Sequence[_Unit[Any]]) -> None:
         async with transaction(pool) as conn:
             if len(group) > 1:
                 await conn.execute(_GROUP_PATIENCE)
+            failed = True
+            done = await _in_bulk(conn, group)
             for unit in group:
-                failed = True
-                unit.result = await asyncio.create_task(unit.work(conn), context=unit.context)
-                failed = False
+                if unit not in done:
+                    unit.result = await asyncio.create_task(unit.work(conn), context=unit.context)
+            failed = False
     except Exception as exc:  # any kind: it goes to whoever waits for the unit
         for unit in group:
             unit.end(None if failed and len(group) > 1 else exc)
@@ -268,6 +282,22 @@ async def _commit_group(pool: Pool, group: Sequence[_Unit[Any]]) -> None:
     else:
         for unit in group:
             unit.end(None, committed=True)
+
+
+async def _in_bulk(conn: Connection, group: Sequence[_Unit[Any]]) -> set[_Unit[Any]]:
+    """Do what units can do together, one of each key: a second one must see what the first has written. Gives those that are done."""
+    alike: dict[Any, dict[UUID, _Unit[Any]]] = {}
+    for unit in group:
+        if unit.bulk is not None:
+            alike.setdefault(unit.bulk.run, {}).setdefault(unit.key, unit)
+    done: set[_Unit[Any]] = set()
+    for run, by_key in alike.items():
+        units = list(by_key.values())
+        for unit, result in zip(units, await run(conn, [unit.bulk.item for unit in units if unit.bulk is not None]), strict=True):
+            if result is not None:
+                unit.result = result
+                done.add(unit)
+    return done
 
 
 def is_retryable(exc: psycopg.Error) -> bool:

@@ -27,6 +27,31 @@ VALUES (%(shard)s, %(event_id)s, %(aggregate)s, %(type)s, %(routing_key)s, %(cor
 """
 
 
+# for a statement that inserts many: their rows in a JSON array are read as RECORD, joined to what must have happened, and inserted
+RECORD: Final = """
+shard smallint, event_id uuid, aggregate text, type text, routing_key text, correlation_id text, headers jsonb, payload text,
+created_at timestamptz
+"""
+INSERT_RECORDS: Final = """
+INSERT INTO outbox (shard, event_id, aggregate, type, routing_key, correlation_id, headers, payload, created_at)
+SELECT shard, event_id, aggregate, type, routing_key, correlation_id, headers, decode(payload, 'base64'), created_at
+"""
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """A message as the outbox keeps it; JSON's base64 of `payload` is what RECORD reads."""
+
+    shard: int
+    event_id: UUID
+    aggregate: str
+    type: str
+    routing_key: str
+    correlation_id: str
+    headers: dict[str, str | int]
+    payload: bytes
+    created_at: datetime
+
+
 class PayloadTooLargeError(errors.PermanentError):
     """A message is larger than the relay would publish."""
 
@@ -48,6 +73,18 @@ async def add(
         PayloadTooLargeError: its body has more than `MAX_PAYLOAD_BYTES`; nothing was written.
 
     """
+    added = row(message, source=source, causation_id=causation_id, message_id=message_id)
+    await conn.execute(_INSERT, msgspec.structs.asdict(added) | {"headers": json.Jsonb(added.headers, dumps=msgspec.json.encode)})
+    return added.event_id
+
+
+def row(message: events.Message, *, source: str, causation_id: str | None = None, message_id: UUID | None = None) -> Row:
+    """Make the row of a message, with the running span's traceparent; whoever inserts it keeps to what `add` asks of its caller.
+
+    Raises:
+        PayloadTooLargeError: its body has more than `MAX_PAYLOAD_BYTES`.
+
+    """
     sealed = envelope.seal(
         message,
         message_id=message_id or ids.uuid7(),
@@ -59,21 +96,17 @@ async def add(
     if len(sealed.body) > MAX_PAYLOAD_BYTES:
         raise PayloadTooLargeError(f"{sealed.type} of order {message.order_id} has {len(sealed.body)} bytes, {MAX_PAYLOAD_BYTES} at most")
     aggregate = f"order-{message.order_id}"
-    await conn.execute(
-        _INSERT,
-        {
-            "shard": shard_of(aggregate),
-            "event_id": sealed.message_id,
-            "aggregate": aggregate,
-            "type": sealed.type,
-            "routing_key": sealed.routing_key,
-            "correlation_id": sealed.correlation_id,
-            "headers": json.Jsonb(sealed.headers(), dumps=msgspec.json.encode),
-            "payload": sealed.body,
-            "created_at": sealed.time,
-        },
+    return Row(
+        shard=shard_of(aggregate),
+        event_id=sealed.message_id,
+        aggregate=aggregate,
+        type=sealed.type,
+        routing_key=sealed.routing_key,
+        correlation_id=sealed.correlation_id,
+        headers=sealed.headers(),
+        payload=sealed.body,
+        created_at=sealed.time,
     )
-    return sealed.message_id
 
 
 class Hints:

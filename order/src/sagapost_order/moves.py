@@ -1,13 +1,15 @@
 """The use cases that move a saga: a message, a customer, an operator, the clock; one transaction each, database work only."""
 
-from collections.abc import Callable, Collection
+import asyncio
+import contextvars
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
 import msgspec
 import prometheus_client
 
-from sagapost_chassis import consuming, crashpoints, db, inbox, outbox
+from sagapost_chassis import consuming, crashpoints, db, outbox
 from sagapost_contracts import events
 from sagapost_order import domain, errors, queries, saga, saga_queries, states
 from sagapost_order.saga_queries import Cause, LockedSaga
@@ -22,6 +24,14 @@ LATENESS: Final = prometheus_client.Histogram(
     "How long after its deadline a saga was moved",
     buckets=(0.1, 0.25, 0.5, 1, 1.5, 2.5, 5, 15, 60, 300),
 )
+
+
+class _Heard(msgspec.Struct, frozen=True, kw_only=True):
+    """A message for a saga, and the context of whoever waits for it: its trace goes with what the saga emits."""
+
+    delivery: consuming.Delivery
+    policy: states.Policy
+    context: contextvars.Context
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,20 +60,51 @@ async def on_event(pool: db.Pool, policy: states.Policy, delivery: consuming.Del
     """
     message = delivery.message
 
-    async def hear(conn: db.Connection) -> tuple[saga.Step, ...]:
-        if not await inbox.claim(conn, delivery.message_id, delivery.type):
-            return ()
-        row = await saga_queries.lock(conn, message.saga_id)
-        if row is None:
-            raise errors.SagaMissingError(f"there is no saga {message.saga_id}")
-        if row.order_id != message.order_id:
-            raise errors.ForeignOrderError(f"saga {row.id} is of order {row.order_id}, not of {message.order_id}")
-        event = saga.event_of(message, row.locked_at, policy)
-        return await _move(conn, row, event, Cause(source="event", message_id=delivery.message_id))
+    heard = _Heard(delivery=delivery, policy=policy, context=contextvars.copy_context())
 
-    steps = await db.grouped(pool, message.saga_id, hear)
+    async def hear(conn: db.Connection) -> tuple[saga.Step, ...]:
+        (steps,) = await _hear_all(conn, [heard])
+        return steps
+
+    steps = await db.grouped(pool, message.saga_id, hear, bulk=db.Bulk(run=_hear_all, item=heard))
     await crashpoints.crashpoint("saga.after_commit")
     _count(steps)
+
+
+async def _hear_all(conn: db.Connection, heard: Sequence[_Heard]) -> list[tuple[saga.Step, ...]]:
+    """Hear messages of different sagas: all that only move one are written by one statement, the others one by one."""
+    deliveries = [one.delivery for one in heard]
+    taken = await saga_queries.take(
+        conn,
+        [
+            saga_queries.Taken(message_id=delivery.message_id, type=delivery.type, saga_id=delivery.message.saga_id)
+            for delivery in deliveries
+        ],
+    )
+    decided: list[tuple[saga.Step, ...]] = []
+    plain: list[saga_queries.Move] = []
+    for one in heard:
+        row, cause = _row_of(taken, one.delivery), Cause(source="event", message_id=one.delivery.message_id)
+        steps = saga.decide(row, saga.event_of(one.delivery.message, row.locked_at, one.policy)) if row.is_new else ()
+        decided.append(steps)
+        match steps:
+            case [saga.Step(outcome="applied" | "ignored", emits=())]:
+                plain.append(move_of(steps[0], cause))
+            case _:
+                await asyncio.create_task(_write_all(conn, steps, cause), context=one.context)
+    if plain and not await saga_queries.move(conn, plain):
+        raise errors.SagaMovedError(f"one of {len(plain)} sagas has moved since it was locked")
+    return decided
+
+
+def _row_of(taken: Mapping[UUID, saga_queries.TakenSaga], delivery: consuming.Delivery) -> saga_queries.TakenSaga:
+    message = delivery.message
+    row = taken.get(delivery.message_id)
+    if row is None:
+        raise errors.SagaMissingError(f"there is no saga {message.saga_id}")
+    if row.is_new and row.order_id != message.order_id:
+        raise errors.ForeignOrderError(f"saga {row.id} is of order {row.order_id}, not of {message.order_id}")
+    return row
 
 
 async def cancel(pool: db.Pool, policy: states.Policy, order_id: int, client: str) -> domain.Order:
@@ -134,25 +175,32 @@ async def sweep(pool: db.Pool, policy: states.Policy, skipped: Collection[UUID],
 
 async def _move(conn: db.Connection, row: LockedSaga, event: states.Event, cause: Cause) -> tuple[saga.Step, ...]:
     steps = saga.decide(row, event)
-    for step in steps:
-        if step.outcome != "unheard":
-            await _write(conn, step, cause)
+    await _write_all(conn, steps, cause)
     return steps
 
 
-async def _write(conn: db.Connection, step: saga.Step, cause: Cause) -> None:
-    written = await saga_queries.move(
-        conn,
-        step.before,
-        step.after,
-        saga.facts_of(step.after),
-        cause,
+async def _write_all(conn: db.Connection, steps: Sequence[saga.Step], cause: Cause) -> None:
+    for step in steps:
+        if step.outcome != "unheard":
+            await _write(conn, step, cause)
+
+
+def move_of(step: saga.Step, cause: Cause) -> saga_queries.Move:
+    """Give what is written of a step."""
+    return saga_queries.Move(
+        before=step.before,
+        after=step.after,
+        facts=saga.facts_of(step.after),
+        cause=cause,
         event=step.event,
         outcome=step.outcome,
         reason=step.reason,
         order_status=saga.order_status(step.after),
     )
-    if not written:
+
+
+async def _write(conn: db.Connection, step: saga.Step, cause: Cause) -> None:
+    if not await saga_queries.move(conn, [move_of(step, cause)]):
         raise errors.SagaMovedError(f"saga {step.before.id} is no longer of version {step.before.version}")
     for name in step.emits:
         message, message_id = await _message(conn, name, step)

@@ -25,6 +25,23 @@ _OWNED: Final = sql.SQL("""
 (%(owner)s::text IS NULL OR EXISTS (SELECT FROM orders AS o WHERE o.id = sagas.order_id AND o.client = %(owner)s))
 """)
 _SAGA: Final = sql.SQL("SELECT {columns} FROM sagas WHERE id = %(saga_id)s AND {owned}").format(columns=_COLUMNS, owned=_OWNED)
+# Inbox and saga of many messages at once. The sagas are locked in a part of its own: what is read again after a wait must not begin with
+# an INSERT. A message whose saga is not there is missing from the answer.
+_TAKE: Final = (
+    sql.SQL("""
+WITH m AS MATERIALIZED (
+    SELECT * FROM json_to_recordset(%(taken)s::json) AS m (message_id uuid, type text, saga_id uuid)
+), locked AS MATERIALIZED (
+    SELECT message_id, {columns}, greatest(clock_timestamp(), updated_at) AS locked_at
+      FROM m JOIN sagas ON sagas.id = m.saga_id ORDER BY sagas.id FOR UPDATE OF sagas
+), claimed AS (
+    INSERT INTO inbox (message_id, type) SELECT message_id, type FROM m ON CONFLICT DO NOTHING RETURNING message_id
+)
+SELECT locked.*, claimed.message_id IS NOT NULL AS is_new FROM locked LEFT JOIN claimed USING (message_id)
+""")
+    .format(columns=_COLUMNS)
+    .as_bytes(None)
+)
 _LOCK: Final = sql.SQL("{locked} WHERE id = %(saga_id)s FOR UPDATE").format(locked=_LOCKED)
 _LOCK_OF_ORDER: Final = sql.SQL("{locked} WHERE order_id = %(order_id)s AND {owned} FOR UPDATE").format(locked=_LOCKED, owned=_OWNED)
 # a saga that another transaction holds is being moved anyway: its deadline may be another one afterwards
@@ -32,22 +49,27 @@ _LOCK_DUE: Final = sql.SQL("""
 {locked} WHERE deadline_at <= now() AND NOT id = ANY(%(skipped)s) ORDER BY deadline_at LIMIT 1 FOR UPDATE SKIP LOCKED
 """).format(locked=_LOCKED)
 _MOVE: Final = """
-WITH moved AS (
-    UPDATE sagas
-       SET state = %(to_state)s, version = version + 1, captured = %(captured)s, refunded = %(refunded)s,
-           payment_version = %(payment_version)s, notified_at = %(notified_at)s, cancellation_sent_at = %(cancellation_sent_at)s,
-           reason = %(reason)s, attempts = %(attempts)s, attention = %(attention)s, deadline_at = %(deadline_at)s,
-           deadline_kind = %(deadline_kind)s, updated_at = %(at)s
-     WHERE id = %(saga_id)s AND version = %(version)s
-    RETURNING id, order_id, version
+WITH r AS MATERIALIZED (
+    SELECT * FROM json_to_recordset(%(moves)s::json) AS r (saga_id uuid, version integer, from_state text, to_state text, captured numeric,
+        refunded numeric, payment_version integer, notified_at timestamptz, cancellation_sent_at timestamptz, reason text,
+        attempts integer, attention text, deadline_at timestamptz, deadline_kind text, order_status text, event text, outcome text,
+        message_id uuid, source text, actor text, history_reason text, facts jsonb, at timestamptz)
+), moved AS (
+    UPDATE sagas AS s
+       SET state = r.to_state, version = s.version + 1, captured = r.captured, refunded = r.refunded,
+           payment_version = r.payment_version, notified_at = r.notified_at, cancellation_sent_at = r.cancellation_sent_at,
+           reason = r.reason, attempts = r.attempts, attention = r.attention, deadline_at = r.deadline_at,
+           deadline_kind = r.deadline_kind, updated_at = r.at
+      FROM r
+     WHERE s.id = r.saga_id AND s.version = r.version
+    RETURNING s.id AS saga_id, s.order_id, s.version AS seq
 ), told AS (
-    UPDATE orders SET status = %(order_status)s, updated_at = %(at)s
-      FROM moved WHERE orders.id = moved.order_id AND orders.status <> %(order_status)s
+    UPDATE orders AS o SET status = r.order_status, updated_at = r.at
+      FROM moved JOIN r USING (saga_id) WHERE o.id = moved.order_id AND o.status <> r.order_status
 )
 INSERT INTO saga_history (saga_id, seq, from_state, to_state, event, outcome, message_id, source, actor, reason, facts, at)
-SELECT id, version, %(from_state)s, %(to_state)s, %(event)s, %(outcome)s, %(message_id)s, %(source)s, %(actor)s, %(history_reason)s,
-       %(facts)s, %(at)s
-  FROM moved
+SELECT saga_id, seq, from_state, to_state, event, outcome, message_id, source, actor, history_reason, facts, at
+  FROM moved JOIN r USING (saga_id)
 """
 # a row's version is the seq of its newest history row: up to it, the history belongs to the row that was read
 _HISTORY: Final = """
@@ -142,6 +164,34 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
     actor: str | None = None
 
 
+class Taken(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that is to be claimed, and the saga it is about."""
+
+    message_id: UUID
+    type: str
+    saga_id: UUID
+
+
+class TakenSaga(LockedSaga, frozen=True, kw_only=True):
+    """The locked saga of a message; `is_new`: nobody has processed the message before."""
+
+    message_id: UUID
+    is_new: bool
+
+
+class Move(msgspec.Struct, frozen=True, kw_only=True):
+    """A saga's row as it was and as it will be, and the history row between them."""
+
+    before: domain.Saga
+    after: domain.Saga
+    facts: domain.Facts
+    cause: Cause
+    event: str
+    outcome: str
+    reason: str | None
+    order_status: str
+
+
 async def saga(conn: db.Connection, saga_id: UUID, owner: str | None) -> domain.Saga | None:
     """Read a saga, if its order is the owner's; None: whosever it is."""
     async with conn.cursor(row_factory=db.struct_row(domain.Saga)) as cursor:
@@ -164,35 +214,43 @@ async def lock_due(conn: db.Connection, skipped: Collection[UUID]) -> LockedSaga
     return await _locked(conn, _LOCK_DUE, {"skipped": list(skipped)})
 
 
-async def move(
-    conn: db.Connection,
-    before: domain.Saga,
-    after: domain.Saga,
-    facts: domain.Facts,
-    cause: Cause,
-    *,
-    event: str,
-    outcome: str,
-    reason: str | None,
-    order_status: str,
-) -> bool:
-    """Write a saga's new row, the history row and the order's status; False, and nothing written, if the version is another."""
-    values: dict[str, object] = {
-        **msgspec.structs.asdict(facts),
-        **msgspec.structs.asdict(cause),
-        "saga_id": before.id,
-        "version": before.version,
-        "from_state": before.state,
-        "to_state": after.state,
-        "order_status": order_status,
-        "event": event,
-        "outcome": outcome,
-        "history_reason": reason,
-        "facts": jsonb(facts),
-        "at": after.updated_at,
-    }
-    cursor = await conn.execute(_MOVE, values)
-    return cursor.rowcount == 1
+async def take(conn: db.Connection, taken: Sequence[Taken]) -> dict[UUID, TakenSaga]:
+    """Claim messages as inbox.claim does, and lock their sagas as `lock` does; give by message what is there.
+
+    One saga may be named once. What was claimed before may be acknowledged after the transaction.
+    """
+    async with conn.cursor(row_factory=db.struct_row(TakenSaga)) as cursor:
+        await cursor.execute(_TAKE, {"taken": msgspec.json.encode(taken).decode()})
+        found = {row.message_id: row for row in await cursor.fetchall()}
+    if not all(row.is_new for row in found.values()):
+        await db.await_standbys(conn)
+    return found
+
+
+async def move(conn: db.Connection, moves: Sequence[Move]) -> bool:
+    """Write the new rows of sagas, their history rows and the orders' status; False if one of the versions was another.
+
+    Of that saga nothing was written, of the others everything: whoever is told False rolls back. One saga may be named once.
+    """
+    records = [
+        msgspec.structs.asdict(move.facts)
+        | msgspec.structs.asdict(move.cause)
+        | {
+            "saga_id": move.before.id,
+            "version": move.before.version,
+            "from_state": move.before.state,
+            "to_state": move.after.state,
+            "order_status": move.order_status,
+            "event": move.event,
+            "outcome": move.outcome,
+            "history_reason": move.reason,
+            "facts": move.facts,
+            "at": move.after.updated_at,
+        }
+        for move in moves
+    ]
+    cursor = await conn.execute(_MOVE, {"moves": msgspec.json.encode(records).decode()})
+    return cursor.rowcount == len(moves)
 
 
 async def history(conn: db.Connection, saga: domain.Saga, *, after: int = 0) -> list[domain.HistoryRow]:

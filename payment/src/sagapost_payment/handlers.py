@@ -1,5 +1,9 @@
 """The use cases of payment: charge an order once, take it back on request; a provider call stands between two transactions."""
 
+from collections.abc import Sequence
+
+import msgspec
+
 from sagapost_chassis import consuming, crashpoints, db, inbox, outbox, telemetry
 from sagapost_contracts import events, money
 from sagapost_payment import domain, errors, provider, queries
@@ -59,17 +63,25 @@ async def _intend(
     pool: db.Pool, delivery: consuming.Delivery, order: events.OrderCreated, terms: domain.Terms
 ) -> tuple[domain.Payment, bool]:
     """Make the row that says "we are about to charge", or find it; a finished one only needs its message ticked off."""
+    intent = queries.intent(order, terms)
 
     async def intend(conn: db.Connection) -> tuple[domain.Payment, bool]:
-        added = await queries.add(conn, order, terms=terms)
-        payment = added or await queries.get(conn, order.order_id)
+        (added,) = await _intend_all(conn, [intent])
+        if added is not None:
+            return added
+        payment = await queries.get(conn, order.order_id)
         if payment is None:
             raise errors.ForeignSagaError(f"order {order.order_id} has no payment, but its saga has")
         if _of_saga(payment, order).status not in {domain.Status.PROCESSING, domain.Status.REFUNDING}:
             await inbox.claim(conn, delivery.message_id, delivery.type)
-        return payment, added is not None
+        return payment, False
 
-    return await db.grouped(pool, order.saga_id, intend)
+    return await db.grouped(pool, order.saga_id, intend, bulk=db.Bulk(run=_intend_all, item=intent))
+
+
+async def _intend_all(conn: db.Connection, intents: Sequence[queries.Intent]) -> list[tuple[domain.Payment, bool] | None]:
+    added = await queries.add(conn, intents)
+    return [(added[intent.saga_id], True) if intent.saga_id in added else None for intent in intents]
 
 
 def _of_saga(payment: domain.Payment, message: events.Message) -> domain.Payment:
@@ -142,7 +154,29 @@ async def conclude(
             await _tell(conn, delivery, domain.voided(payment))
         return payment
 
-    return await db.grouped(pool, known.saga_id, write)
+    return await db.grouped(pool, known.saga_id, write, bulk=_capture_of(known, result, delivery, terms))
+
+
+def _capture_of(
+    known: domain.Payment, result: domain.Result, delivery: consuming.Delivery | None, terms: domain.Terms
+) -> db.Bulk[domain.Payment] | None:
+    """Say how a payment is noted together with others: one that was charged what was asked, for the message that asked."""
+    if not isinstance(result, domain.Captured) or result.amount != known.amount or delivery is None:
+        return None
+    told = outbox.row(domain.processed(_captured(known, result), result), source=SOURCE, causation_id=str(delivery.message_id))
+    capture = queries.Capture(
+        payment=known, captured=result, inbox_id=delivery.message_id, inbox_type=delivery.type, told=told, terms=terms
+    )
+    return db.Bulk(run=_capture_all, item=capture)
+
+
+async def _capture_all(conn: db.Connection, captures: Sequence[queries.Capture]) -> list[domain.Payment | None]:
+    noted = await queries.capture(conn, captures)
+    return [_captured(one.payment, one.captured) if one.payment.id in noted else None for one in captures]
+
+
+def _captured(known: domain.Payment, result: domain.Captured) -> domain.Payment:
+    return msgspec.structs.replace(known, status=domain.Status.CAPTURED, version=known.version + 1, transaction_id=result.transaction_id)
 
 
 async def _note_capture(

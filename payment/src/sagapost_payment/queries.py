@@ -1,12 +1,14 @@
 """Every SQL statement of payment; it must not know a provider, an event or what a status leads to."""
 
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
 from typing import Final, Literal
 from uuid import UUID
 
 import msgspec
-from psycopg.types import json
 
-from sagapost_chassis import db
+from sagapost_chassis import db, outbox
 from sagapost_contracts import events
 from sagapost_payment import domain, errors
 
@@ -18,8 +20,10 @@ unanswered_calls, uncertain, cancel_requested_at, pay_before <= now() AS expired
 _INSERT: Final = (
     """
 INSERT INTO payments (order_id, saga_id, status, amount, currency, payment_method, user_email, items, pay_before, look_at)
-VALUES (%(order_id)s, %(saga_id)s, 'processing', %(amount)s, %(currency)s, %(payment_method)s, %(user_email)s, %(items)s, %(pay_before)s,
-        now() + GREATEST(%(look_s)s, %(call_s)s) * interval '1 second')
+SELECT order_id, saga_id, 'processing', amount, currency, payment_method, user_email, items, pay_before,
+       now() + GREATEST(look_s, call_s) * interval '1 second'
+  FROM json_to_recordset(%(intents)s::json) AS i (order_id bigint, saga_id uuid, amount numeric, currency text, payment_method text,
+       user_email text, items jsonb, pay_before timestamptz, look_s float8, call_s float8)
 ON CONFLICT DO NOTHING
 RETURNING"""
     + _COLUMNS
@@ -41,6 +45,29 @@ WHERE id = %(id)s AND version = %(version)s
 RETURNING"""
     + _COLUMNS
 )
+# What nearly every payment comes to, for many at once: the inbox, the payment, the ledger and the outbox in one statement. One that
+# was moved, or is to be cancelled, since it was read is left alone. The ids of the outbox are drawn behind the rows' locks.
+_CAPTURE: Final = f"""
+WITH c AS MATERIALIZED (
+    SELECT * FROM json_to_recordset(%(captures)s::json) AS c (id bigint, version integer, order_id bigint, transaction_id text,
+        amount numeric, currency text, at timestamptz, look_s float8, call_s float8, inbox_id uuid, inbox_type text, {outbox.RECORD})
+), moved AS (
+    UPDATE payments AS p
+       SET status = 'captured', version = p.version + 1, updated_at = now(), transaction_id = c.transaction_id, looks = 0,
+           look_at = CASE WHEN p.uncertain THEN now() + GREATEST(c.look_s, c.call_s) * interval '1 second' END
+      FROM c
+     WHERE p.id = c.id AND p.version = c.version AND p.cancel_requested_at IS NULL
+    RETURNING p.id
+), claimed AS (
+    INSERT INTO inbox (message_id, type) SELECT inbox_id, inbox_type FROM c JOIN moved USING (id)
+), entered AS (
+    INSERT INTO ledger (order_id, kind, amount, currency, transaction_id, at)
+    SELECT order_id, 'capture', amount, currency, transaction_id, at FROM c JOIN moved USING (id)
+), told AS (
+    {outbox.INSERT_RECORDS} FROM c JOIN moved USING (id)
+)
+SELECT id FROM moved
+"""  # noqa: S608 - two constants
 _DOUBT: Final = """
 UPDATE payments SET uncertain = true, unanswered_calls = unanswered_calls + %(unanswered)s, updated_at = now()
  WHERE id = %(id)s AND status = 'processing'
@@ -98,22 +125,76 @@ _LOOK_MAX_S: Final = 900.0
 _SETTLED_LOOKS: Final = 23
 
 
-async def add(conn: db.Connection, order: events.OrderCreated, *, terms: domain.Terms) -> domain.Payment | None:
-    """Insert the intent to charge, and give it; None when this order has a payment already."""
-    values = {
-        "order_id": order.order_id,
-        "saga_id": order.saga_id,
-        "amount": order.amount,
-        "currency": order.currency,
-        "payment_method": order.payment_method,
-        "user_email": order.user_email,
-        "items": json.Jsonb(order.items, dumps=msgspec.json.encode),
-        "pay_before": order.pay_before,
-        "look_s": terms.look_s,
-        "call_s": terms.call_s,
-    }
+class Intent(msgspec.Struct, frozen=True, kw_only=True):
+    """What the row of a payment that is about to be charged begins with; `look_s` and `call_s` as in domain.Terms."""
+
+    order_id: int
+    saga_id: UUID
+    amount: Decimal
+    currency: str
+    payment_method: str
+    user_email: str
+    items: tuple[events.Line, ...]
+    pay_before: datetime
+    look_s: float
+    call_s: float
+
+
+class Capture(msgspec.Struct, frozen=True, kw_only=True):
+    """A payment as it was read, the money that moved for it, the message that asked for it and the one that tells of it."""
+
+    payment: domain.Payment
+    captured: domain.Captured
+    inbox_id: UUID
+    inbox_type: str
+    told: outbox.Row
+    terms: domain.Terms
+
+
+def intent(order: events.OrderCreated, terms: domain.Terms) -> Intent:
+    """Make the intent to charge an order."""
+    return Intent(
+        order_id=order.order_id,
+        saga_id=order.saga_id,
+        amount=order.amount,
+        currency=order.currency,
+        payment_method=order.payment_method,
+        user_email=order.user_email,
+        items=order.items,
+        pay_before=order.pay_before,
+        look_s=terms.look_s,
+        call_s=terms.call_s,
+    )
+
+
+async def add(conn: db.Connection, intents: Sequence[Intent]) -> dict[UUID, domain.Payment]:
+    """Insert intents to charge, and give the new payments by saga; an order that has a payment already is left out."""
     async with conn.cursor(row_factory=db.struct_row(domain.Payment)) as cursor:
-        return await (await cursor.execute(_INSERT, values)).fetchone()
+        await cursor.execute(_INSERT, {"intents": msgspec.json.encode(intents).decode()})
+        return {payment.saga_id: payment for payment in await cursor.fetchall()}
+
+
+async def capture(conn: db.Connection, captures: Sequence[Capture]) -> set[int]:
+    """Note charges and all that follows from them; gives the ids of their payments, but of those of which nothing was written."""
+    records = [
+        msgspec.structs.asdict(capture.told)
+        | {
+            "id": capture.payment.id,
+            "version": capture.payment.version,
+            "order_id": capture.payment.order_id,
+            "transaction_id": capture.captured.transaction_id,
+            "amount": capture.captured.amount,
+            "currency": capture.captured.currency,
+            "at": capture.captured.at,
+            "look_s": capture.terms.look_s,
+            "call_s": capture.terms.call_s,
+            "inbox_id": capture.inbox_id,
+            "inbox_type": capture.inbox_type,
+        }
+        for capture in captures
+    ]
+    found = await conn.execute(_CAPTURE, {"captures": msgspec.json.encode(records).decode()})
+    return {int(row[0]) for row in await found.fetchall()}
 
 
 async def add_tombstone(conn: db.Connection, order_id: int, saga_id: UUID, *, currency: str, code: str, reason: str) -> None:
