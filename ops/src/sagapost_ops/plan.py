@@ -34,7 +34,7 @@ LISTENING: Final = ("SAGAPOST_PORT", "SAGAPOST_PAGE_PORT", "SAGAPOST_METRICS_POR
 HIGHEST_OFFSET: Final = 39_000  # 25672 is the highest port, and 65535 the last
 
 # How nice a module's processes are. A receipt can wait where a payment should not: after an outage payments catch up first.
-PATIENT: Final = {"sagapost_email": 5, "sagapost_sandbox.mailbox": 5}
+PATIENT: Final = {"sagapost_email": 10, "sagapost_sandbox.mailbox": 10}
 OUTSIDE: Final = 2  # the stage of what belongs to somebody else where customers are
 
 How = Literal["database", "broker", "task", "program"]
