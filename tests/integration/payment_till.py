@@ -47,7 +47,7 @@ class Till:
     async def intend(self, order: events.OrderCreated) -> None:
         """Leave the row that a process leaves that died before its charge."""
         async with db.transaction(self.pool) as conn:
-            await queries.add(conn, [queries.intent(order, domain.TERMS)])
+            await queries.add(conn, [queries.Intent(order=order, terms=domain.TERMS)])
 
     async def charge(self, order: events.OrderCreated, key: str = "") -> str:
         """Charge behind the service's back, under its own key unless told otherwise, and give the charge's id."""

@@ -51,11 +51,8 @@ def test_the_device_counts_what_a_bad_publisher_did(publish: Publish, vhost: str
     messages = [(sequence, sequence % 5, sequence // 5) for sequence in range(200)]
     messages[40], messages[45] = messages[45], messages[40]  # one aggregate's neighbours change places: an inversion
     messages[101], messages[106] = messages[106], messages[101]
-    messages[-1:-1] = [
-        messages[10],
-        messages[10],
-        messages[150],
-    ]  # late doubles are no inversions; the device waits for what is behind them
+    # late doubles are no inversions; the device waits for the one behind them
+    messages[-1:-1] = [messages[10], messages[10], messages[150]]
     del messages[77]
 
     with sink.Sink(sink.Order(url=vhost, queue=QUEUE)) as device:

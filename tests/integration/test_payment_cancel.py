@@ -193,7 +193,7 @@ async def test_cancelling_while_the_outcome_is_open_is_honoured(
 async def test_one_that_is_cancelled_among_charges_that_come_together_goes_back(till: Till) -> None:
     """The cancellation comes while all of them are being charged: its money is refunded, the others are told as paid."""
     orders = [msgspec.structs.replace(order_of(), order_id=number) for number in range(1, 11)]
-    intents = [queries.intent(order, domain.TERMS) for order in orders]
+    intents = [queries.Intent(order=order, terms=domain.TERMS) for order in orders]
     async with db.transaction(till.pool) as conn:
         payments = await queries.add(conn, intents)
     charges = {order.saga_id: await till.find(order) for order in orders if await till.charge(order)}

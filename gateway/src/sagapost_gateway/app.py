@@ -69,8 +69,8 @@ def shedding(inner: types.ASGIApp, busy: Callable[[], bool], room: int) -> types
     """Refuse calls of the API while `busy`, before anything else is done for them: what is refused must cost next to nothing.
 
     At most `room` calls that change something are let in at once. `busy` alone would let in all who come while the first of them are still
-    on their way to the order service, and those would be refused there, when most of their work is done. A call takes its place when its
-    body is whole: who sends one slowly, or never to its end, keeps nobody out.
+    on their way to the order service, and those would be refused there, when most of their work is done. A call has no
+    place while it waits for its body: who sends one slowly, or never to its end, keeps nobody out.
 
     The refusal comes a second late: whoever asks again at once, and not after Retry-After, is kept from spending on refusals what
     the accepted need. At most `MAX_HELD` are held back so.
@@ -89,20 +89,22 @@ def shedding(inner: types.ASGIApp, busy: Callable[[], bool], room: int) -> types
 
     async def counted(scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
         nonlocal inside
-        placed = False
+        placed = True
 
-        async def entering() -> types.HTTPReceiveMessage | types.WebSocketReceiveMessage:
+        async def without_place() -> types.HTTPReceiveMessage | types.WebSocketReceiveMessage:
             nonlocal inside, placed
+            inside, placed = inside - placed, False
             message = await receive()
-            if not placed and message["type"] == "http.request" and not message["more_body"]:
+            if message["type"] == "http.request" and not message["more_body"]:
                 if busy() or inside >= room:
                     await refuse()
                     raise errors.OverloadedError("no place is left")
                 inside, placed = inside + 1, True
             return message
 
+        inside += 1
         try:
-            await inner(scope, entering, send)
+            await inner(scope, without_place, send)
         finally:
             inside -= placed
 

@@ -63,7 +63,7 @@ async def _intend(
     pool: db.Pool, delivery: consuming.Delivery, order: events.OrderCreated, terms: domain.Terms
 ) -> tuple[domain.Payment, bool]:
     """Make the row that says "we are about to charge", or find it; a finished one only needs its message ticked off."""
-    intent = queries.intent(order, terms)
+    intent = queries.Intent(order=order, terms=terms)
 
     async def intend(conn: db.Connection) -> tuple[domain.Payment, bool]:
         (added,) = await _intend_all(conn, [intent])
@@ -81,7 +81,7 @@ async def _intend(
 
 async def _intend_all(conn: db.Connection, intents: Sequence[queries.Intent]) -> list[tuple[domain.Payment, bool] | None]:
     added = await queries.add(conn, intents)
-    return [(added[intent.saga_id], True) if intent.saga_id in added else None for intent in intents]
+    return [(added[one.order.saga_id], True) if one.order.saga_id in added else None for one in intents]
 
 
 def _of_saga(payment: domain.Payment, message: events.Message) -> domain.Payment:

@@ -1,8 +1,6 @@
 """Every SQL statement of payment; it must not know a provider, an event or what a status leads to."""
 
 from collections.abc import Sequence
-from datetime import datetime
-from decimal import Decimal
 from typing import Final, Literal
 from uuid import UUID
 
@@ -126,18 +124,10 @@ _SETTLED_LOOKS: Final = 23
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True):
-    """What the row of a payment that is about to be charged begins with; `look_s` and `call_s` as in domain.Terms."""
+    """An order that is about to be charged."""
 
-    order_id: int
-    saga_id: UUID
-    amount: Decimal
-    currency: str
-    payment_method: str
-    user_email: str
-    items: tuple[events.Line, ...]
-    pay_before: datetime
-    look_s: float
-    call_s: float
+    order: events.OrderCreated
+    terms: domain.Terms
 
 
 class Capture(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,26 +141,11 @@ class Capture(msgspec.Struct, frozen=True, kw_only=True):
     terms: domain.Terms
 
 
-def intent(order: events.OrderCreated, terms: domain.Terms) -> Intent:
-    """Make the intent to charge an order."""
-    return Intent(
-        order_id=order.order_id,
-        saga_id=order.saga_id,
-        amount=order.amount,
-        currency=order.currency,
-        payment_method=order.payment_method,
-        user_email=order.user_email,
-        items=order.items,
-        pay_before=order.pay_before,
-        look_s=terms.look_s,
-        call_s=terms.call_s,
-    )
-
-
 async def add(conn: db.Connection, intents: Sequence[Intent]) -> dict[UUID, domain.Payment]:
     """Insert intents to charge, and give the new payments by saga; an order that has a payment already is left out."""
+    records = [msgspec.structs.asdict(intent.order) | {"look_s": intent.terms.look_s, "call_s": intent.terms.call_s} for intent in intents]
     async with conn.cursor(row_factory=db.struct_row(domain.Payment)) as cursor:
-        await cursor.execute(_INSERT, {"intents": msgspec.json.encode(intents).decode()})
+        await cursor.execute(_INSERT, {"intents": msgspec.json.encode(records).decode()})
         return {payment.saga_id: payment for payment in await cursor.fetchall()}
 
 
