@@ -14,8 +14,9 @@ from integration import relay_kit
 from integration.relay_kit import Start
 from psycopg import sql
 
-from sagapost_chassis import outbox
+from sagapost_chassis import db, outbox
 from sagapost_ops import migrations
+from sagapost_relay import queries
 from sagapost_sandbox.testing import servers, services
 
 pytestmark = pytest.mark.anyio
@@ -181,3 +182,19 @@ async def test_a_relay_waits_for_a_standby_to_be_promoted(private_databases: ser
     found = await relay_kit.collect(vhost, bool)
 
     assert [each.message_id for each in found] == sent
+
+
+@pytest.mark.parametrize("tuples", [0, 1, 4, 100])
+async def test_a_claim_takes_as_many_shards_as_it_asks_for(tuples: int, payment_db: str, database_server: servers.Databases) -> None:
+    """Whatever the planner believes of the table, and so whichever side of the join it reads first."""
+    statistics = "UPDATE pg_class SET reltuples = %s, relpages = 1 WHERE relname = 'outbox_cursor'"
+    with psycopg.connect(f"{database_server.admin_dsn.rpartition('/')[0]}/{payment_db.rpartition('/')[2]}") as admin:
+        admin.execute(statistics, (tuples,))
+    claimed = []
+    async with await db.Connection.connect(payment_db, autocommit=True) as conn:
+        await queries.pin(conn)
+        for held in ([], [0]):
+            async with conn.transaction():
+                claimed.append(await queries.claim(conn, "me", held, 1, LONG_S))
+
+    assert [[cursor.shard for cursor in cursors] for cursors in claimed] == [[0], [1]]

@@ -27,12 +27,15 @@ SELECT o.id, o.shard, o.event_id, o.aggregate, o.type, o.routing_key, o.correlat
 """
 # counted before it is tried, so that what ends the relay is tried a limited number of times too; full jitter
 _DUE: Final = """
+WITH due AS MATERIALIZED (
+    SELECT id FROM outbox_parked
+     WHERE shard = ANY(%(shards)s::smallint[]) AND state = 'waiting' AND retry_at <= now() AND reason = ANY(%(reasons)s::text[])
+     ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
 UPDATE outbox_parked AS p
    SET attempts = p.attempts + 1,
        retry_at = now() + (0.1 + random() * least(%(cap_s)s, %(base_s)s * 2 ^ least(p.attempts, 20))) * interval '1 second'
-  FROM (SELECT id FROM outbox_parked
-         WHERE shard = ANY(%(shards)s::smallint[]) AND state = 'waiting' AND retry_at <= now() AND reason = ANY(%(reasons)s::text[])
-         ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED) AS due
+  FROM due
  WHERE p.id = due.id
 RETURNING p.id, p.shard, p.event_id::text, p.type, p.routing_key, p.correlation_id, p.headers::text,
           CASE WHEN octet_length(p.payload) <= %(max_bytes)s THEN p.payload END, octet_length(p.payload),

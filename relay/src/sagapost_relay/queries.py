@@ -63,7 +63,8 @@ ON CONFLICT (owner) DO UPDATE SET seen_until = excluded.seen_until
 _FORGET: Final = "DELETE FROM outbox_relay WHERE owner = %(owner)s OR seen_until < now()"
 # two relays that sweep each other's traces wait for no lock
 _SWEEP: Final = """
-DELETE FROM outbox_relay WHERE owner IN (SELECT owner FROM outbox_relay WHERE seen_until < now() LIMIT 100 FOR UPDATE SKIP LOCKED)
+WITH f AS MATERIALIZED (SELECT owner FROM outbox_relay WHERE seen_until < now() LIMIT 100 FOR UPDATE SKIP LOCKED)
+DELETE FROM outbox_relay AS r USING f WHERE r.owner = f.owner
 """
 _RELAYS: Final = "SELECT owner FROM outbox_relay WHERE seen_until >= now() ORDER BY owner LIMIT 1000"
 _RENEW: Final = """
@@ -72,13 +73,17 @@ UPDATE outbox_cursor AS c SET lease_until = now() + %(lease_s)s * interval '1 se
  WHERE c.shard = n.shard AND c.epoch = n.epoch AND c.owner = %(owner)s
 RETURNING c.shard
 """
+# a CTE: a subquery with LIMIT may run more than once inside a join, and one shard would be taken for each time
 _CLAIM: Final = """
+WITH f AS MATERIALIZED (
+    SELECT shard FROM outbox_cursor
+     WHERE (owner IS NULL OR lease_until < now() OR owner = %(owner)s) AND NOT shard = ANY(%(held)s::smallint[])
+     ORDER BY shard LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
 UPDATE outbox_cursor AS c
    SET owner = %(owner)s, epoch = c.epoch + 1, lease_until = now() + %(lease_s)s * interval '1 second',
        strikes = CASE WHEN c.owner IS NULL THEN 0 WHEN c.owner = %(owner)s THEN c.strikes ELSE c.strikes + 1 END
-  FROM (SELECT shard FROM outbox_cursor
-         WHERE (owner IS NULL OR lease_until < now() OR owner = %(owner)s) AND NOT shard = ANY(%(held)s::smallint[])
-         ORDER BY shard LIMIT %(limit)s FOR UPDATE SKIP LOCKED) AS f
+  FROM f
  WHERE c.shard = f.shard
 RETURNING c.shard, c.lo::text, c.hi::text, c.last_id, c.epoch, c.strikes, c.suspect, c.system_identifier
 """
