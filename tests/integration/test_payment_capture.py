@@ -12,6 +12,7 @@ from integration.payment_till import AMOUNT, ITEMS, Till, delivery_of, order_of
 from sagapost_chassis import db, errors
 from sagapost_contracts import events
 from sagapost_payment import domain
+from sagapost_payment import errors as payment_errors
 from sagapost_payment import provider as providers
 from sagapost_sandbox.testing import services
 
@@ -177,6 +178,27 @@ async def test_charges_that_come_together_are_noted_together(till: Till) -> None
     assert sorted(event.order_id for event in told) == list(range(1, 21))
     assert {event.saga_id for event in told} == {order.saga_id for order in orders}
     assert till.rows("SELECT count(DISTINCT xmin::text) < 20 FROM ledger") == [(True,)]
+
+
+async def test_orders_that_come_again_together_change_nothing(till: Till) -> None:
+    """Repeated, under the same ids and under new ones, beside a new order and one of a foreign saga: each gets its own answer."""
+    *orders, new = [msgspec.structs.replace(order_of(), order_id=number) for number in range(1, 22)]
+    deliveries = [delivery_of(order) for order in orders]
+    await asyncio.gather(*(till.order(order, delivery) for order, delivery in zip(orders, deliveries, strict=True)))
+    before = till.rows("SELECT id, status, version, updated_at FROM payments ORDER BY id")
+    foreign = msgspec.structs.replace(orders[0], saga_id=orders[1].saga_id)
+
+    repeated = [till.order(order, delivery) for order, delivery in zip(orders, deliveries, strict=True)]
+    answers = await asyncio.gather(
+        *repeated, *(till.order(order) for order in orders), till.order(new), till.order(foreign), return_exceptions=True
+    )
+
+    assert [type(answer) for answer in answers if answer is not None] == [payment_errors.ForeignSagaError]
+    assert isinstance(answers[-1], payment_errors.ForeignSagaError)
+    assert till.rows("SELECT id, status, version, updated_at FROM payments WHERE order_id < 21 ORDER BY id") == before
+    assert till.rows("SELECT count(*), count(DISTINCT order_id) FROM ledger") == [(21, 21)]
+    assert till.rows("SELECT count(*) FROM inbox") == [(41,)]
+    assert len(till.told()) == 21
 
 
 async def test_a_charge_whose_result_was_lost_is_found_again(till: Till) -> None:

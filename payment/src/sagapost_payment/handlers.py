@@ -1,6 +1,7 @@
 """The use cases of payment: charge an order once, take it back on request; a provider call stands between two transactions."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
@@ -9,6 +10,14 @@ from sagapost_contracts import events, money
 from sagapost_payment import domain, errors, provider, queries
 
 SOURCE = "payment"
+_UNDER_WAY: Final = {domain.Status.PROCESSING, domain.Status.REFUNDING}
+
+
+class _Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """An order that is to be charged, and the message that asks for it."""
+
+    intent: queries.Intent
+    delivery: consuming.Delivery
 
 
 async def on_order_created(
@@ -63,25 +72,28 @@ async def _intend(
     pool: db.Pool, delivery: consuming.Delivery, order: events.OrderCreated, terms: domain.Terms
 ) -> tuple[domain.Payment, bool]:
     """Make the row that says "we are about to charge", or find it; a finished one only needs its message ticked off."""
-    intent = queries.Intent(order=order, terms=terms)
+    asked = _Asked(intent=queries.Intent(order=order, terms=terms), delivery=delivery)
 
     async def intend(conn: db.Connection) -> tuple[domain.Payment, bool]:
-        (added,) = await _intend_all(conn, [intent])
-        if added is not None:
-            return added
-        payment = await queries.get(conn, order.order_id)
-        if payment is None:
-            raise errors.ForeignSagaError(f"order {order.order_id} has no payment, but its saga has")
-        if _of_saga(payment, order).status not in {domain.Status.PROCESSING, domain.Status.REFUNDING}:
-            await inbox.claim(conn, delivery.message_id, delivery.type)
-        return payment, False
+        (found,) = await _intend_all(conn, [asked])
+        if found is None:
+            raise errors.ForeignSagaError(f"order {order.order_id} is not of saga {order.saga_id}")
+        return found
 
-    return await db.grouped(pool, order.saga_id, intend, bulk=db.Bulk(run=_intend_all, item=intent))
+    return await db.grouped(pool, order.saga_id, intend, bulk=db.Bulk(run=_intend_all, item=asked))
 
 
-async def _intend_all(conn: db.Connection, intents: Sequence[queries.Intent]) -> list[tuple[domain.Payment, bool] | None]:
-    added = await queries.add(conn, intents)
-    return [(added[one.order.saga_id], True) if one.order.saga_id in added else None for one in intents]
+async def _intend_all(conn: db.Connection, asked: Sequence[_Asked]) -> list[tuple[domain.Payment, bool] | None]:
+    """Make the rows of many orders, or find them; None: order and saga do not belong together."""
+    payments = {saga_id: (payment, True) for saga_id, payment in (await queries.add(conn, [one.intent for one in asked])).items()}
+    again = [one for one in asked if one.intent.order.saga_id not in payments]
+    if again:
+        known = await queries.of_orders(conn, [(one.intent.order.order_id, one.intent.order.saga_id) for one in again])
+        payments |= {saga_id: (payment, False) for saga_id, payment in known.items()}
+        ended = {saga_id for saga_id, payment in known.items() if payment.status not in _UNDER_WAY}
+        ticked_off = [(one.delivery.message_id, one.delivery.type) for one in again if one.intent.order.saga_id in ended]
+        await inbox.claim_all(conn, ticked_off)
+    return [payments.get(one.intent.order.saga_id) for one in asked]
 
 
 def _of_saga(payment: domain.Payment, message: events.Message) -> domain.Payment:

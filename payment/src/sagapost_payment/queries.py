@@ -31,8 +31,12 @@ INSERT INTO payments (order_id, saga_id, status, amount, currency, payment_metho
 VALUES (%(order_id)s, %(saga_id)s, 'voided', 0, %(currency)s, '', '', '[]', now(), %(code)s, %(reason)s, NULL)
 ON CONFLICT DO NOTHING
 """
-_SELECT: Final = "SELECT" + _COLUMNS + "FROM payments WHERE order_id = %(order_id)s LIMIT 1\n"
-_LOCK: Final = _SELECT + "FOR UPDATE"
+_OF_ORDERS: Final = (
+    "SELECT"
+    + _COLUMNS
+    + "FROM payments JOIN unnest(%(order_ids)s::bigint[], %(saga_ids)s::uuid[]) AS asked (order_id, saga_id) USING (order_id, saga_id)"
+)
+_LOCK: Final = "SELECT" + _COLUMNS + "FROM payments WHERE order_id = %(order_id)s LIMIT 1 FOR UPDATE"
 _MOVE: Final = (
     """
 UPDATE payments
@@ -178,10 +182,12 @@ async def add_tombstone(conn: db.Connection, order_id: int, saga_id: UUID, *, cu
     await conn.execute(_INSERT_TOMBSTONE, values)
 
 
-async def get(conn: db.Connection, order_id: int) -> domain.Payment | None:
-    """Read an order's payment."""
+async def of_orders(conn: db.Connection, orders: Sequence[tuple[int, UUID]]) -> dict[UUID, domain.Payment]:
+    """Read the payments of orders, each named with its saga, and give them by saga; what does not belong together is left out."""
+    values = {"order_ids": [order_id for order_id, _ in orders], "saga_ids": [saga_id for _, saga_id in orders]}
     async with conn.cursor(row_factory=db.struct_row(domain.Payment)) as cursor:
-        return await (await cursor.execute(_SELECT, {"order_id": order_id})).fetchone()
+        await cursor.execute(_OF_ORDERS, values)
+        return {payment.saga_id: payment for payment in await cursor.fetchall()}
 
 
 async def lock(conn: db.Connection, order_id: int) -> domain.Payment:
