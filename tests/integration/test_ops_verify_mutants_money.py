@@ -30,7 +30,7 @@ handlers._answer = forgetful
 """
 NO_FOR_UPDATE = """
 from sagapost_payment import queries
-queries._LOCK = queries._SELECT
+queries._LOCK = queries._LOCK.removesuffix("FOR UPDATE")
 """
 LATE_SUCCESS_IGNORED = """
 from sagapost_payment import domain
