@@ -360,3 +360,20 @@ def test_commands_are_not_heard() -> None:
     """A command of our own that came back would be a wrong binding, and is refused."""
     with pytest.raises(errors.IllegalEventError):
         saga.event_of(events.CancelPayment(order_id=1, saga_id=UUID(int=1), reason="x", saga_version=1), AT)
+
+
+@pytest.mark.parametrize(
+    ("waited", "wait"),
+    [(timedelta(seconds=1), 60), (timedelta(minutes=10), 600), (timedelta(days=2), 3600)],
+    ids=["at once", "after an outage", "never longer than the longest wait"],
+)
+def test_a_receipt_is_waited_for_as_long_as_the_payment_took(waited: timedelta, wait: int) -> None:
+    """After an outage many receipts are late, and none comes sooner for being asked for; who enters `paid` again waits as ever."""
+    late = msgspec.structs.replace(CREATED, created_at=AT - waited)
+    parked = msgspec.structs.replace(UNSENT, created_at=AT - waited)
+
+    (paid,) = saga.decide(late, PAY)
+    (mended,) = saga.decide(parked, RETRY)
+
+    assert paid.after.deadline_at == AT + timedelta(seconds=wait)
+    assert (mended.after.state, mended.after.deadline_at) == ("paid", AT + timedelta(seconds=60))

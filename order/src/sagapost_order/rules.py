@@ -24,10 +24,14 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     unheard: bool = False
 
 
-def deadline_of(state: str, policy: Policy) -> tuple[str | None, float]:
-    """Give kind and wait in seconds of the deadline that a state is entered with; a saga that is done has none."""
+def deadline_of(state: str, policy: Policy, waited_s: float = 0) -> tuple[str | None, float]:
+    """Give kind and wait in seconds of the deadline that a state is entered with; a saga that is done has none.
+
+    `waited_s`: how long it has waited for its payment. One that was paid late is one of many: its receipt may take as long, and
+    asking for it before would only lengthen the queue that it waits in.
+    """
     return {
-        states.PAID: (states.NOTIFY, policy.notify_s),
+        states.PAID: (states.NOTIFY, max(policy.notify_s, min(waited_s, policy.notify_max_s))),
         states.NOTIFY_FAILED: (states.NOTIFY, policy.notify_parked_s),
         states.COMPENSATING: (states.COMPENSATE, policy.compensate_s),
         states.COMPENSATION_FAILED: (states.COMPENSATE, policy.compensate_parked_s),

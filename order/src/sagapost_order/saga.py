@@ -140,7 +140,8 @@ def _rule(saga: domain.Saga, event: Event) -> Rule:
 
 
 def _enter(saga: domain.Saga, state: str, event: Event) -> domain.Saga:
-    kind, wait_s = rules.deadline_of(state, event.policy)
+    waited = event.at - saga.created_at if saga.state == states.CREATED else timedelta()
+    kind, wait_s = rules.deadline_of(state, event.policy, waited.total_seconds())
     return msgspec.structs.replace(
         saga,
         attempts=0,
