@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, Protocol
 
+import hypothesis
 import pytest
 from integration import leak_search
 
@@ -17,6 +18,10 @@ from sagapost_chassis import topology
 from sagapost_ops import migrations
 from sagapost_sandbox import databases, errors, ports
 from sagapost_sandbox.testing import ahead, containers, polling, servers, services
+
+# A slow machine is no failure. Here, before any test module is imported: settings take over what is loaded when they are made.
+hypothesis.settings.register_profile("sagapost", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("sagapost")
 
 ROLES = {"order": ("order_user", "order_password"), "payment": ("payment_user", "payment_password")}
 

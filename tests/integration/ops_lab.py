@@ -72,8 +72,8 @@ async def publish(url: str, *envelopes: envelope.Envelope) -> None:
 
 
 def handled(service: services.Service) -> int:
-    """Count the messages that a service has handled."""
-    return sum(line.get("event") == "message.handled" for line in service.lines())
+    """Count the messages that a service has handled; one that it tries again later is not handled yet."""
+    return sum((line.get("event"), line.get("outcome")) == ("message.handled", "ok") for line in service.lines())
 
 
 def soon(condition: Callable[[], bool]) -> Callable[[], Coroutine[None, None, bool]]:

@@ -23,6 +23,9 @@ from sagapost_sandbox.testing import polling, servers, services
 NOWHERE = "amqp://guest:guest@127.0.0.1:1/"
 PRICE = Decimal("49.99")
 CANCEL = "cancel"
+# so that no deadline comes between: a running service looks for them four times a second
+POLICY = states.Policy(compensate_s=600)
+PATIENT: Mapping[str, str] = {"COMPENSATE_S": "600"}
 # what happens to a new order until it is in a state
 WAYS: Mapping[str, tuple[str, ...]] = {
     states.CREATED: (),
@@ -68,11 +71,11 @@ async def place(pool: db.Pool, state: str = states.CREATED, client: str = "demo"
 async def happen(pool: db.Pool, order: domain.Order, step: str, client: str = "demo") -> None:
     """Let one thing happen to an order: a cancellation by its customer, or a message."""
     if step == CANCEL:
-        await moves.cancel(pool, states.POLICY, order.id, client)
+        await moves.cancel(pool, POLICY, order.id, client)
         return
     message = _message(order, step)
     delivery = consuming.Delivery(message_id=ids.uuid7(), type=step, message=message, attempt=1, time=datetime.now(UTC))
-    await moves.on_event(pool, states.POLICY, delivery)
+    await moves.on_event(pool, POLICY, delivery)
 
 
 def history(dsn: str, order: domain.Order) -> list[tuple[int, str, str, str, str, str | None, str | None]]:

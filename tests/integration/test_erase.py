@@ -59,7 +59,7 @@ class World:
         """Check out."""
         cart = {"user_id": 7, "user_email": email, "items": [{"product_id": 1, "quantity": 1, "price": "1299.99"}]}
         answer = httpx.post(
-            f"{self.service.url}/checkout", json=cart, headers={"Idempotency-Key": str(uuid.uuid5(uuid.NAMESPACE_URL, email))}
+            f"{self.service.url}/checkout", json=cart, headers={"Idempotency-Key": str(uuid.uuid5(uuid.NAMESPACE_URL, email))}, timeout=20
         )
         assert answer.status_code == 202
         placed: Json = answer.json()
@@ -85,7 +85,7 @@ class World:
             )
             self.say(amqp.message_of(sealed), topology.EXCHANGE, sealed.routing_key)
         saga = f"{self.service.url}/sagas/{order['saga_id']}"
-        polling.eventually(lambda: httpx.get(saga).json()["state"] == "notified")
+        polling.eventually(lambda: httpx.get(saga, timeout=20).json()["state"] == "notified")
         payload = json.dumps({"user_email": order["user_email"], "amount": order["total_amount"]}).encode()
         with psycopg.connect(self.urls[1]) as payments, psycopg.connect(self.urls[0]) as orders:
             payments.execute(PAYMENT, order)
@@ -169,7 +169,7 @@ def test_an_address_goes_from_every_table_and_the_amounts_stay(world: World) -> 
 
 def test_a_repeated_checkout_gets_the_first_answer_with_the_tombstone(world: World) -> None:
     """The idempotency key goes on protecting from a second order; of the first answer only the address is gone."""
-    first = httpx.get(f"{world.service.url}/orders/1").json()
+    first = httpx.get(f"{world.service.url}/orders/1", timeout=20).json()
     tombstone = json.loads(world.erase("--email", SPELLINGS[0], "--apply", "--json").stdout)["tombstone"]
 
     again = world.buy(SPELLINGS[0])

@@ -11,7 +11,7 @@ import httpx
 import msgspec
 import psycopg
 import pytest
-from integration import order_walk
+from integration import order_walk, pool_kit
 
 from sagapost_chassis import db, web
 from sagapost_chassis.errors import TransientError
@@ -41,7 +41,7 @@ def shared_db(database_server: servers.Databases, templates: Mapping[str, str]) 
 def order_service(shared_db: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[services.Service]:
     """Run one order service without a broker."""
     log = tmp_path_factory.mktemp("order") / "service.log"
-    with order_walk.running("order", log, DATABASE_URL=shared_db, AMQP_URL=order_walk.NOWHERE) as running:
+    with order_walk.running("order", log, DATABASE_URL=shared_db, AMQP_URL=order_walk.NOWHERE, **order_walk.PATIENT) as running:
         yield running
 
 
@@ -64,7 +64,7 @@ async def client(gateways: tuple[str, str]) -> AsyncGenerator[httpx.AsyncClient]
 @pytest.fixture
 async def pool(shared_db: str) -> AsyncGenerator[db.Pool]:
     """Open a pool on the database, to let things happen."""
-    async with db.open_pool(shared_db, "test") as opened:
+    async with pool_kit.opened(shared_db) as opened:
         yield opened
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from integration import order_walk
+from integration import order_walk, pool_kit
 
 from sagapost_chassis import db
 from sagapost_order import domain, states
@@ -32,7 +32,7 @@ def shared_db(database_server: servers.Databases, templates: Mapping[str, str]) 
 def order_service(shared_db: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[services.Service]:
     """Run one order service without a broker for the tests that leave it running."""
     log = tmp_path_factory.mktemp("order") / "service.log"
-    with order_walk.running("order", log, DATABASE_URL=shared_db, AMQP_URL=order_walk.NOWHERE) as running:
+    with order_walk.running("order", log, DATABASE_URL=shared_db, AMQP_URL=order_walk.NOWHERE, **order_walk.PATIENT) as running:
         yield running
 
 
@@ -47,7 +47,7 @@ def gateway(order_service: services.Service, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture
 async def pool(shared_db: str) -> AsyncGenerator[db.Pool]:
     """Open a pool on the database, to let things happen."""
-    async with db.open_pool(shared_db, "test") as opened:
+    async with pool_kit.opened(shared_db) as opened:
         yield opened
 
 

@@ -14,7 +14,7 @@ from integration.test_ops_dlq_desk import Desk
 
 from sagapost_contracts import topology
 from sagapost_sandbox import management
-from sagapost_sandbox.testing import servers
+from sagapost_sandbox.testing import polling, servers
 
 QUEUE = topology.PAYMENT_QUEUE
 DLQ = f"{QUEUE}.dlq"
@@ -265,6 +265,7 @@ def test_a_user_without_rights_moves_nothing(desk: Desk, broker: servers.Broker)
     assert "refuses the connection" in tried[0].err
     assert "does not permit this" in tried[1].err
     assert all(len(one.err.splitlines()) == 1 for one in tried)
+    polling.eventually(lambda: desk.depth() == len(put), 30)  # what was held returns when the broker has closed the connection
     assert desk.ids() == put
 
 

@@ -22,7 +22,7 @@ from sagapost_chassis import ids
 from sagapost_contracts import envelope, events, topology
 from sagapost_ops import cli
 from sagapost_ops.dlq import wire
-from sagapost_sandbox.testing import services
+from sagapost_sandbox.testing import polling, services
 
 START: Final = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 MESSAGE_ID: Final = "00000000-0000-7000-8000-{:012d}"
@@ -120,6 +120,11 @@ class Desk:
         """Count what is ready in a queue."""
         return self._link.depth(self._asking, queue)
 
+    def consumers(self, queue: str = f"{topology.PAYMENT_QUEUE}.dlq") -> int:
+        """Count who consumes from a queue: what a consumer held has returned when it is no longer counted."""
+        asked = pamqp.commands.Queue.Declare(queue=queue, passive=True)
+        return self._link.call(self._asking, asked, pamqp.commands.Queue.DeclareOk).consumer_count or 0
+
     def peek(self, queue: str = f"{topology.PAYMENT_QUEUE}.dlq", *, take: bool = False) -> list[Found]:
         """Give every message of a queue; they go back, or out when they are taken."""
         channel = self._link.channel()
@@ -127,7 +132,7 @@ class Desk:
         self._link.consume(channel, queue, max(1, number))
         found: list[Found] = []
         for _ in range(number):
-            delivery = self._link.take(channel, 5)
+            delivery = self._link.take(channel, 30)
             assert delivery is not None
             header = pamqp.header.ContentHeader()
             header.unmarshal(bytes(12) + delivery.properties)
@@ -135,7 +140,7 @@ class Desk:
             if take:
                 self._link.ack(delivery)
         self._link.close_channel(channel)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while not take and self.depth(queue) < number:  # the broker puts them back when it gets to it
             assert time.monotonic() < deadline
         return found
@@ -185,9 +190,11 @@ class Desk:
             return conn.execute(query.encode()).fetchall()
 
     def start_payment(self, start: Start, provider: services.Service) -> services.Service:
-        """Start the payment service."""
+        """Start the payment service, and wait until it consumes."""
         urls = {"SAGAPOST_DATABASE_URL": self._urls["SAGAPOST_PAYMENT_DATABASE_URL"], "SAGAPOST_AMQP_URL": self.vhost}
-        return start("payment", {**urls, "SAGAPOST_PROVIDER_URL": provider.url}).wait_ready()
+        service = start("payment", {**urls, "SAGAPOST_PROVIDER_URL": provider.url}).wait_ready()
+        polling.eventually(lambda: any(line.get("event") == "consumer.started" for line in service.lines()), 30)
+        return service
 
 
 @contextlib.contextmanager

@@ -15,8 +15,9 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from integration import pool_kit
 
-from sagapost_chassis import consuming, db, ids
+from sagapost_chassis import consuming, ids
 from sagapost_contracts import events
 from sagapost_ops import cli, client
 from sagapost_ops.saga import calls
@@ -75,12 +76,12 @@ class Shop:
         """Let the order service hear messages, one after another."""
 
         async def heard() -> None:
-            async with db.open_pool(self.dsn, "test") as pool:
+            async with pool_kit.opened(self.dsn) as pool:
                 for message in messages:
                     delivery = consuming.Delivery(
                         message_id=ids.uuid7(), type=type(message).__name__, message=message, attempt=1, time=datetime.now(UTC)
                     )
-                    await moves.on_event(pool, states.POLICY, delivery)
+                    await moves.on_event(pool, states.Policy(compensate_s=600), delivery)
 
         asyncio.run(heard())
 
@@ -147,7 +148,8 @@ def shop(order_clones: ahead.Ahead[str], database_server: servers.Databases, tmp
     """Run a gateway and an order service whose broker is away, for all tests of this module: each has orders of its own."""
     folder, dsn = tmp_path_factory.mktemp("shop"), order_clones.take()
     broker = f"amqp://nobody:nothing@127.0.0.1:{ports.trial(1)[0]}/"
-    order = services.Service("sagapost_order", {"SAGAPOST_DATABASE_URL": dsn, "SAGAPOST_AMQP_URL": broker}, folder / "order.log")
+    env = {"SAGAPOST_DATABASE_URL": dsn, "SAGAPOST_AMQP_URL": broker, "SAGAPOST_COMPENSATE_S": "600"}  # no deadline comes between
+    order = services.Service("sagapost_order", env, folder / "order.log")
     gateway = services.Service("sagapost_gateway", {"SAGAPOST_ORDER_URL": order.url, "SAGAPOST_PAGE_PORT": "0"}, folder / "gateway.log")
     try:
         order.wait_ready()

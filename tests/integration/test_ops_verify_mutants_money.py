@@ -156,7 +156,7 @@ async def test_verify_fails_when_a_refund_has_no_key(mutation: str, lab: Lab) ->
         conn.execute(CAPTURED, values)
         conn.execute(LEDGER, values)
     payment = lab.start("payment", mutation)
-    behave(lab.provider, refunds_unchecked=True, delay_s=1)
+    behave(lab.provider, refunds_unchecked=True, delay_s=5)
 
     await publish(lab.vhost, sealed(cancellation(saga_id)), sealed(cancellation(saga_id)))
 

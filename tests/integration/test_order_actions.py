@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
-from integration import order_walk
+from integration import order_walk, pool_kit
 
 from sagapost_chassis import db
 from sagapost_order import domain, states
@@ -49,14 +49,14 @@ def shared_db(database_server: servers.Databases, templates: Mapping[str, str]) 
 def service(shared_db: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[services.Service]:
     """Run one order service without a broker for all tests here."""
     log = tmp_path_factory.mktemp("order") / "service.log"
-    with order_walk.running("order", log, DATABASE_URL=shared_db, AMQP_URL=order_walk.NOWHERE) as running:
+    with order_walk.running("order", log, DATABASE_URL=shared_db, AMQP_URL=order_walk.NOWHERE, **order_walk.PATIENT) as running:
         yield running
 
 
 @pytest.fixture
 async def pool(shared_db: str) -> AsyncGenerator[db.Pool]:
     """Open a pool on the database, to let things happen."""
-    async with db.open_pool(shared_db, "test") as opened:
+    async with pool_kit.opened(shared_db) as opened:
         yield opened
 
 
@@ -105,7 +105,7 @@ async def test_a_finished_order_past_its_window_is_not_cancelled(
     before = order_walk.history(shared_db, finished), order_walk.outbox(shared_db, finished)
     log = tmp_path_factory.mktemp("late") / "service.log"
 
-    env = {"DATABASE_URL": shared_db, "AMQP_URL": order_walk.NOWHERE, "CANCEL_WINDOW_S": "0"}
+    env = {"DATABASE_URL": shared_db, "AMQP_URL": order_walk.NOWHERE, "CANCEL_WINDOW_S": "0", **order_walk.PATIENT}
     with order_walk.running("order", log, **env) as late:
         async with httpx.AsyncClient(base_url=late.url, timeout=20) as client:
             refused = await client.post(f"/orders/{finished.id}/cancel")

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import psycopg
 import pytest
-from integration import order_cutter
+from integration import order_cutter, pool_kit
 from psycopg import rows
 
 from sagapost_chassis import crashpoints, db
@@ -24,7 +24,7 @@ TABLES = ("orders", "order_items", "sagas", "saga_history", "outbox")
 @pytest.fixture
 async def pool(order_db: str) -> AsyncGenerator[db.Pool]:
     """Open a pool on this test's database."""
-    async with db.open_pool(order_db, "test") as opened:
+    async with pool_kit.opened(order_db) as opened:
         yield opened
 
 
@@ -166,7 +166,7 @@ async def test_exhausted_pool_is_unavailable(order_db: str) -> None:
 
 async def test_commit_without_an_answer_that_happened_is_answered(order_db: str, sql: psycopg.Connection[dict[str, Any]]) -> None:
     """The connection breaks after COMMIT was sent, and the order is there: the customer gets it."""
-    async with order_cutter.Cutter(order_db, deliver=True).running() as cutter, db.open_pool(cutter.dsn, "test") as pool:
+    async with order_cutter.Cutter(order_db, deliver=True).running() as cutter, pool_kit.opened(cutter.dsn) as pool:
         order = await place(pool)
 
     assert cutter.cuts == 1
@@ -176,7 +176,7 @@ async def test_commit_without_an_answer_that_happened_is_answered(order_db: str,
 
 async def test_commit_that_never_arrived_is_unavailable(order_db: str, sql: psycopg.Connection[dict[str, Any]]) -> None:
     """The connection breaks before COMMIT arrives: the customer is told that there is no order, and there is none."""
-    async with order_cutter.Cutter(order_db, deliver=False).running() as cutter, db.open_pool(cutter.dsn, "test") as pool:
+    async with order_cutter.Cutter(order_db, deliver=False).running() as cutter, pool_kit.opened(cutter.dsn) as pool:
         with pytest.raises(errors.NotStoredError):
             await place(pool)
 

@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 import psycopg
 import pytest
+from integration import pool_kit
 from psycopg import errors as pg_errors
 from psycopg import rows
 
@@ -27,7 +28,7 @@ Sql = psycopg.Connection[dict[str, Any]]
 @pytest.fixture
 async def pool(order_db: str) -> AsyncGenerator[db.Pool]:
     """Open a pool on this test's database."""
-    async with db.open_pool(order_db, "test") as opened:
+    async with pool_kit.opened(order_db) as opened:
         yield opened
 
 

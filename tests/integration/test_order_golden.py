@@ -10,6 +10,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from integration import pool_kit
 
 from sagapost_chassis import consuming, db, ids
 from sagapost_contracts import envelope
@@ -43,7 +44,7 @@ def upgraded(database_server: servers.Databases) -> Generator[dict[str, str]]:
 @pytest.fixture
 async def pool(upgraded: dict[str, str]) -> AsyncGenerator[db.Pool]:
     """Open a pool on the order database."""
-    async with db.open_pool(upgraded["order"], "test") as opened:
+    async with pool_kit.opened(upgraded["order"]) as opened:
         yield opened
 
 
@@ -113,7 +114,7 @@ async def test_the_first_version_s_deadlines_are_kept(pool: db.Pool, upgraded: d
 
 async def test_the_first_version_s_payments_are_looked_at(upgraded: dict[str, str], provider: services.Service) -> None:
     """What was under way is looked at at once, and charged under the old key, once."""
-    async with db.open_pool(upgraded["payment"], "test") as pool, providers.open_provider(provider.url, 5) as psp:
+    async with pool_kit.opened(upgraded["payment"]) as pool, providers.open_provider(provider.url, 5) as psp:
         claimed = await recovery.claim(pool, domain.TERMS)
         for payment in claimed:
             await recovery.look(pool, psp, payment, domain.TERMS)

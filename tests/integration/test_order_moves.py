@@ -12,6 +12,7 @@ from uuid import UUID
 import msgspec
 import psycopg
 import pytest
+from integration import pool_kit
 from psycopg import errors as pg_errors
 from psycopg import rows
 from psycopg import sql as composing
@@ -29,13 +30,14 @@ REQUEST = domain.CheckoutRequest(
     items=(domain.CheckoutItem(product_id=2, quantity=1, price=Decimal("49.99")),),
     payment_method="pm_card_ok",
 )
+WAITING = "SELECT count(*) AS sessions FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 DUE = "UPDATE sagas SET deadline_at = now() - interval '1 second' WHERE deadline_at IS NOT NULL"
 
 
 @pytest.fixture
 async def pool(order_db: str) -> AsyncGenerator[db.Pool]:
     """Open a pool on this test's database."""
-    async with db.open_pool(order_db, "test") as opened:
+    async with pool_kit.opened(order_db) as opened:
         yield opened
 
 
@@ -339,15 +341,23 @@ async def test_a_refund_and_its_payment_count_in_any_order(
 
 @pytest.mark.parametrize("locked", [True, False])
 async def test_the_row_lock_lets_everybody_through(
-    order_db: str, order: domain.Order, sql: Sql, monkeypatch: pytest.MonkeyPatch, *, locked: bool
+    *, order_db: str, order: domain.Order, sql: Sql, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Any], locked: bool
 ) -> None:
     """Ten messages about one saga at five replicas at once are all applied; without FOR UPDATE, the version's fence throws some back."""
     if not locked:
         monkeypatch.setattr("sagapost_order.saga_queries._TAKE", vars(saga_queries)["_TAKE"].replace(b"FOR UPDATE OF sagas", b""))
 
+    async def all_wait() -> bool:
+        return sql.execute(WAITING).fetchall() == [{"sessions": 10}]
+
+    patient = pool_kit.patient(order_db)
     async with contextlib.AsyncExitStack() as opened:
-        replicas = [await opened.enter_async_context(db.open_pool(order_db, f"replica-{number}")) for number in range(5)]
-        heard = await asyncio.gather(*(hear(replica, paid(order)) for replica in replicas * 2), return_exceptions=True)
+        replicas = [await opened.enter_async_context(pool_kit.opened(patient, f"replica-{number}")) for number in range(5)]
+        with psycopg.connect(order_db) as holder:  # until each message is at the saga in a transaction of its own
+            holder.execute("SELECT 1 FROM sagas WHERE id = %s FOR UPDATE", (order.saga_id,))
+            hearing = asyncio.gather(*(hear(replica, paid(order)) for replica in replicas * 2), return_exceptions=True)
+            await eventually(all_wait, 30)
+        heard = await hearing
 
     assert any(isinstance(outcome, errors.SagaMovedError) for outcome in heard) is not locked
     if locked:

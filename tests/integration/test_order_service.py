@@ -1,7 +1,9 @@
 """The order service as a process: what it answers over HTTP, what it hears on its queue, and what becomes of it when it is killed."""
 
+import functools
 import re
 import signal
+import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from datetime import UTC, datetime
@@ -27,6 +29,7 @@ Sql = psycopg.Connection[Json]
 Start = Callable[[str, Mapping[str, str]], services.Service]
 NOWHERE = "amqp://guest:guest@127.0.0.1:1/"
 CART: Json = {"user_id": 1, "user_email": "test@example.com", "items": [{"product_id": 1, "quantity": 1, "price": "1299.99"}]}
+get, post = functools.partial(httpx.get, timeout=20), functools.partial(httpx.post, timeout=20)
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
@@ -107,23 +110,25 @@ def sent(order: Json) -> events.EmailSent:
 
 def checkout(service: services.Service, **headers: str) -> httpx.Response:
     """Check out."""
-    return httpx.post(f"{service.url}/checkout", json=CART, headers=headers)
+    return post(f"{service.url}/checkout", json=CART, headers=headers)
 
 
 def saga(service: services.Service, order: Json) -> Json:
     """Ask for an order's saga."""
-    found: Json = httpx.get(f"{service.url}/sagas/{order['saga_id']}").json()
+    found: Json = get(f"{service.url}/sagas/{order['saga_id']}").json()
     return found
 
 
 def order_status(service: services.Service, order: Json) -> str:
     """Ask where an order stands."""
-    return str(httpx.get(f"{service.url}/orders/{order['id']}/status").json()["status"])
+    return str(get(f"{service.url}/orders/{order['id']}/status").json()["status"])
 
 
 def test_checkout_answers_202_in_the_contract_s_shape(alone: services.Service) -> None:
     """Status, headers and every field of the answer are those that clients are written against, broker or not."""
+    began_s = time.perf_counter()
     answer = checkout(alone)
+    elapsed_ms = 1000 * (time.perf_counter() - began_s)
 
     assert answer.status_code == 202
     body = answer.json()
@@ -138,16 +143,16 @@ def test_checkout_answers_202_in_the_contract_s_shape(alone: services.Service) -
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", body["created_at"])
     order = f"/api/orders/{body['id']}"
     assert body["links"] == {"saga": path, "events": f"{path}/events", "order": order, "cancel": f"{order}/cancel"}
-    assert 0 <= body["processing_duration_ms"] < 500
+    assert 0 <= body["processing_duration_ms"] <= elapsed_ms + 1
 
 
 def test_order_status_and_saga_can_be_read(alone: services.Service) -> None:
     """After a checkout the order, its status and its saga are there, the saga with its trace and an ETag."""
     order = checkout(alone, traceparent=f"00-{TRACE}-00f067aa0ba902b7-01").json()
 
-    shown = httpx.get(f"{alone.url}/orders/{order['id']}").json()
-    status = httpx.get(f"{alone.url}/orders/{order['id']}/status").json()
-    answer = httpx.get(f"{alone.url}/sagas/{order['saga_id']}")
+    shown = get(f"{alone.url}/orders/{order['id']}").json()
+    status = get(f"{alone.url}/orders/{order['id']}/status").json()
+    answer = get(f"{alone.url}/sagas/{order['saga_id']}")
 
     assert shown == {**order, "updated_at": order["created_at"]}
     assert status == {"id": order["id"], "status": "pending", "saga_id": order["saga_id"], "saga_state": "created"}
@@ -157,14 +162,14 @@ def test_order_status_and_saga_can_be_read(alone: services.Service) -> None:
     assert (found["captured"], found["refunded"], found["currency"]) == ("0.00", "0.00", "USD")
     assert [(step["name"], step["state"]) for step in found["steps"]] == [("order", "done"), ("payment", "running"), ("email", "pending")]
     assert [(row["seq"], row["from"], row["to"], row["event"]) for row in found["history"]] == [(1, "none", "created", "OrderCreated")]
-    unchanged = httpx.get(f"{alone.url}/sagas/{order['saga_id']}", headers={"If-None-Match": '"1"'})
+    unchanged = get(f"{alone.url}/sagas/{order['saga_id']}", headers={"If-None-Match": '"1"'})
     assert (unchanged.status_code, unchanged.content) == (304, b"")
 
 
 def test_catalogue_can_be_read(alone: services.Service) -> None:
     """The catalogue starts with the three products every client knows."""
-    listed = httpx.get(f"{alone.url}/products").json()
-    one = httpx.get(f"{alone.url}/products/1").json()
+    listed = get(f"{alone.url}/products").json()
+    one = get(f"{alone.url}/products/1").json()
 
     assert [(product["id"], product["name"], product["price"]) for product in listed[:3]] == [
         (1, "Gaming Laptop", "1299.99"),
@@ -185,7 +190,7 @@ def test_catalogue_can_be_read(alone: services.Service) -> None:
 )
 def test_what_is_not_there_is_a_404_problem(alone: services.Service, path: str) -> None:
     """An id that does not exist and one that cannot exist get the same answer."""
-    answer = httpx.get(alone.url + path)
+    answer = get(alone.url + path)
 
     assert answer.status_code == 404
     assert answer.headers["content-type"] == "application/problem+json"
@@ -213,7 +218,7 @@ def test_wrong_header_is_a_problem(alone: services.Service, shared_db: str, head
     """A media type, an encoding or a key that is not accepted is named, and nothing is stored."""
     stored = _orders(shared_db)
 
-    answer = httpx.post(
+    answer = post(
         f"{alone.url}/checkout",
         content=httpx.Request("POST", "/", json=CART).content,
         headers={"content-type": "application/json"} | headers,
@@ -241,14 +246,14 @@ def test_other_spellings_of_good_headers_are_accepted(alone: services.Service, h
     """Case, quotes and a charset of UTF-8 make no difference."""
     content = httpx.Request("POST", "/", json=CART).content
 
-    assert httpx.post(f"{alone.url}/checkout", content=content, headers={"content-type": "application/json"} | headers).status_code == 202
+    assert post(f"{alone.url}/checkout", content=content, headers={"content-type": "application/json"} | headers).status_code == 202
 
 
 def test_repeated_idempotency_key_is_refused(alone: services.Service) -> None:
     """Two keys are no key."""
     headers = [("content-type", "application/json"), ("idempotency-key", "a"), ("idempotency-key", "b")]
 
-    answer = httpx.post(f"{alone.url}/checkout", content=b"{}", headers=headers)
+    answer = post(f"{alone.url}/checkout", content=b"{}", headers=headers)
 
     assert (answer.status_code, answer.json()["type"]) == (400, "/problems/idempotency-key-invalid")
 
@@ -256,11 +261,11 @@ def test_repeated_idempotency_key_is_refused(alone: services.Service) -> None:
 def test_wrong_bodies_are_problems_that_show_nothing_internal(alone: services.Service) -> None:
     """Refusals carry slug, pointers and the current price, and never a traceback; a card number is neither repeated nor logged."""
     card = "4111111111111111"
-    changed = httpx.post(f"{alone.url}/checkout", json=CART | {"items": [{"product_id": 1, "quantity": 1, "price": "0.01"}]})
-    unknown = httpx.post(f"{alone.url}/checkout", json=CART | {"items": [{"product_id": 99, "quantity": 1, "price": "0.01"}]})
-    carded = httpx.post(f"{alone.url}/checkout", json=CART | {"payment_method": card})
-    broken = httpx.post(f"{alone.url}/checkout", content=b"[" * 20_000, headers={"content-type": "application/json"})
-    large = httpx.post(f"{alone.url}/checkout", content=b" " * 70_000, headers={"content-type": "application/json"})
+    changed = post(f"{alone.url}/checkout", json=CART | {"items": [{"product_id": 1, "quantity": 1, "price": "0.01"}]})
+    unknown = post(f"{alone.url}/checkout", json=CART | {"items": [{"product_id": 99, "quantity": 1, "price": "0.01"}]})
+    carded = post(f"{alone.url}/checkout", json=CART | {"payment_method": card})
+    broken = post(f"{alone.url}/checkout", content=b"[" * 20_000, headers={"content-type": "application/json"})
+    large = post(f"{alone.url}/checkout", content=b" " * 70_000, headers={"content-type": "application/json"})
 
     assert (changed.status_code, changed.json()["type"]) == (422, "/problems/price-changed")
     assert changed.json()["errors"] == [{"pointer": "/items/0/price", "code": "price_changed", "current_price": "1299.99"}]
@@ -274,7 +279,7 @@ def test_wrong_bodies_are_problems_that_show_nothing_internal(alone: services.Se
 
 def test_without_broker_it_is_ready_and_degraded(alone: services.Service) -> None:
     """A broker that is down shows in readiness, and checkout goes on answering 202."""
-    ready = httpx.get(f"{alone.url}/health/ready")
+    ready = get(f"{alone.url}/health/ready")
 
     assert (ready.status_code, ready.json()["degraded"]) == (200, ["rabbitmq"])
     assert checkout(alone).status_code == 202

@@ -7,9 +7,10 @@ from uuid import uuid4
 
 import msgspec
 import pytest
+from integration import pool_kit
 from integration.payment_till import AMOUNT, ITEMS, Till, delivery_of, order_of
 
-from sagapost_chassis import db, errors
+from sagapost_chassis import errors
 from sagapost_contracts import events
 from sagapost_payment import domain
 from sagapost_payment import errors as payment_errors
@@ -24,7 +25,7 @@ IMPATIENT = domain.Terms(max_unanswered=1)
 @pytest.fixture
 async def till(payment_db: str, provider: services.Service) -> AsyncGenerator[Till]:
     """Open the pool and the adapter; a call may take one second."""
-    async with db.open_pool(payment_db, "test-payment") as pool, providers.open_provider(provider.url, 1) as psp:
+    async with pool_kit.opened(payment_db, "test-payment") as pool, providers.open_provider(provider.url, 1) as psp:
         opened = Till(pool, psp, payment_db, provider)
         yield opened
         opened.behave()

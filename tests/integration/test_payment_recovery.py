@@ -7,9 +7,10 @@ from typing import Any, Final
 
 import msgspec
 import pytest
+from integration import pool_kit
 from integration.payment_till import AMOUNT, Till, delivery_of, order_of
 
-from sagapost_chassis import db, errors
+from sagapost_chassis import errors
 from sagapost_contracts import events
 from sagapost_payment import domain, recovery
 from sagapost_payment import provider as providers
@@ -24,7 +25,7 @@ RETURNED: Final = ("refund", str(AMOUNT))
 @pytest.fixture
 async def till(payment_db: str, provider: services.Service) -> AsyncGenerator[Till]:
     """Open the pool and the adapter; a call may take one second."""
-    async with db.open_pool(payment_db, "test-payment") as pool, providers.open_provider(provider.url, 1) as psp:
+    async with pool_kit.opened(payment_db, "test-payment") as pool, providers.open_provider(provider.url, 1) as psp:
         opened = Till(pool, psp, payment_db, provider)
         yield opened
         opened.behave()

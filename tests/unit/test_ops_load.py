@@ -144,7 +144,8 @@ async def test_arrivals_do_not_wait_for_answers(tmp_path: pathlib.Path) -> None:
     assert {course.outcome for course in load.courses} == {"ok"}
     assert all(course.planned_at == load.began_at + course.checkout.at_s for course in load.courses)
     first = min(load.courses, key=lambda course: course.planned_at)
-    assert first.accepted_at >= max(course.planned_at for course in load.courses)
+    # a loop may wake up a moment early: its timers count whole milliseconds
+    assert first.accepted_at - max(course.planned_at for course in load.courses) >= -0.002
 
 
 async def test_what_is_unknown_is_repeated_with_its_key_until_it_is_known(tmp_path: pathlib.Path) -> None:

@@ -188,8 +188,10 @@ def run(
 
 
 def save(process: Process, path: pathlib.Path) -> None:
-    """Write down which process it is, for a later run."""
-    path.write_bytes(msgspec.json.encode(process.record))
+    """Write down which process it is, for a later run; whoever reads meanwhile finds what was there before, or all of it."""
+    beside = path.with_name(f"{path.name}.part")
+    beside.write_bytes(msgspec.json.encode(process.record))
+    beside.replace(path)
 
 
 def load(path: pathlib.Path) -> Process | None:

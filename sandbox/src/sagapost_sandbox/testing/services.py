@@ -110,8 +110,9 @@ class Service:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def lines(self) -> list[dict[str, object]]:
-        """Return its JSON log lines; what is not one is left out."""
-        return [msgspec.json.decode(line, type=dict[str, object]) for line in self.logs().splitlines() if line.startswith("{")]
+        """Return its JSON log lines; what is not one is left out, and one that is still being written."""
+        whole = self.logs().rpartition("\n")[0]
+        return [msgspec.json.decode(line, type=dict[str, object]) for line in whole.splitlines() if line.startswith("{")]
 
     def _ready(self) -> bool:
         connection = http.client.HTTPConnection(HOST, self.port, timeout=3)
