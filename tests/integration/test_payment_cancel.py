@@ -1,7 +1,7 @@
 """Payment's answers to CancelPayment, on a real database and the real provider process: a void or a refund, once, whatever races."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -191,25 +191,44 @@ async def test_cancelling_while_the_outcome_is_open_is_honoured(
     assert [kind for kind, _ in till.moved(order)] == moved
 
 
+async def charged_together(till: Till) -> list[Callable[[], Coroutine[None, None, domain.Payment]]]:
+    """Charge ten orders, and give what notes each of them; said at once, all but the first are noted by one statement."""
+    orders = [msgspec.structs.replace(order_of(), order_id=number) for number in range(1, 11)]
+    async with db.transaction(till.pool) as conn:
+        payments = await queries.add(conn, [queries.Intent(order=order, terms=domain.TERMS) for order in orders])
+    charges = {order.saga_id: await till.find(order) for order in orders if await till.charge(order)}
+
+    def concluding(order: events.OrderCreated) -> Callable[[], Coroutine[None, None, domain.Payment]]:
+        payment, charge = payments[order.saga_id], charges[order.saga_id]
+        return lambda: handlers.conclude(till.pool, payment, charge, delivery_of(order), domain.TERMS)
+
+    return [concluding(order) for order in orders]
+
+
 async def test_one_that_is_cancelled_among_charges_that_come_together_goes_back(till: Till) -> None:
     """The cancellation comes while all of them are being charged: its money is refunded, the others are told as paid."""
-    orders = [msgspec.structs.replace(order_of(), order_id=number) for number in range(1, 11)]
-    intents = [queries.Intent(order=order, terms=domain.TERMS) for order in orders]
-    async with db.transaction(till.pool) as conn:
-        payments = await queries.add(conn, intents)
-    charges = {order.saga_id: await till.find(order) for order in orders if await till.charge(order)}
-    await till.cancel(orders[-1])
+    concludes = await charged_together(till)
+    ((saga_id,),) = till.rows("SELECT saga_id FROM payments WHERE order_id = 10")
+    await till.cancel(msgspec.structs.replace(order_of(), order_id=10, saga_id=saga_id))
 
-    ended = await asyncio.gather(
-        *(
-            handlers.conclude(till.pool, payments[order.saga_id], charges[order.saga_id], delivery_of(order), domain.TERMS)
-            for order in orders
-        )
-    )
+    ended = await asyncio.gather(*(conclude() for conclude in concludes))
 
     assert [payment.status for payment in ended] == ["captured"] * 9 + ["refunding"]
     assert till.rows("SELECT status FROM payments ORDER BY order_id") == [("captured",)] * 9 + [("refunding",)]
     assert sorted(event.order_id for _, event in till.told()) == list(range(1, 10))
+
+
+async def test_one_that_is_noted_already_is_not_noted_again(till: Till) -> None:
+    """Another delivery of its order was quicker: alone or among others its charge is in the ledger once, and told once."""
+    *others, last = await charged_together(till)
+    ended = [await last(), await last()]
+
+    ended += await asyncio.gather(*(conclude() for conclude in (*others, last)))
+
+    assert [payment.status for payment in ended] == ["captured"] * 12
+    assert till.rows("SELECT version, count(*) FROM payments GROUP BY version") == [(2, 10)]
+    assert till.rows("SELECT count(*), count(DISTINCT order_id) FROM ledger") == [(10, 10)]
+    assert sorted(event.order_id for _, event in till.told()) == list(range(1, 11))
 
 
 async def test_a_capture_that_shows_up_behind_a_tombstone_goes_back(till: Till, eventually: Callable[..., Any]) -> None:
