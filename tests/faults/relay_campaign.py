@@ -47,6 +47,7 @@ TAKEOVER_S: Final = 5.0  # beyond the lease
 LEAVE_S: Final = 1.0
 HELD: Final = 0.5  # of the relays that die or stop: their link to the broker passes nothing for `HOLD_S` before
 HOLD_S: Final = 0.3
+STOP_AGAIN_S: Final = 0.01
 HALF_OPEN_S: Final = 20.0
 CALM_S: Final = 60.0
 DRAIN_S: Final = 30.0
@@ -229,12 +230,12 @@ class Campaign:
     async def _stop(self, dice: random.Random) -> None:
         """Stop a process until another has its shards, then let it go on as a zombie, often with what it had sent arriving late."""
         slot = await self._choose(dice, "process", self._leads)
-        pid, shards, since = slot.pid, self.fleet.shards_of(slot), self.fleet.disturb()
         slot.stopped = True
         if hold := self._may_hold(slot) and dice.random() < HELD:
             slot.to_broker.pause()
             await asyncio.sleep(HOLD_S)
-        _service(slot).send(signal.SIGSTOP)
+        since = await self._stop_at_rest(slot)
+        pid, shards = slot.pid, self.fleet.shards_of(slot)
 
         async def go_on() -> None:
             await self._measure("stop", pid, shards, since, self.plan.lease_s + TAKEOVER_S)
@@ -249,6 +250,18 @@ class Campaign:
         going_on = self._later(go_on())
         if not self.fired["stop"] or dice.random() < 0.5:
             await asyncio.wait({going_on})
+
+    async def _stop_at_rest(self, slot: Slot) -> float:
+        """Stop a process between two uses of the database, and give the time: what it wakes to is its fence, not a time that is up."""
+        deadline = time.monotonic() + CALM_S
+        while True:
+            since = self.fleet.disturb()
+            _service(slot).send(signal.SIGSTOP)
+            if await self.fleet.rests(slot.pid):
+                return since
+            _service(slot).send(signal.SIGCONT)
+            assert time.monotonic() < deadline, "a relay is never at rest"
+            await asyncio.sleep(STOP_AGAIN_S)
 
     async def _pause(self, dice: random.Random) -> None:
         """Stop a process for less than its lease."""

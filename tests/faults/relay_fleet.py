@@ -8,6 +8,7 @@ from typing import Any, Final, LiteralString, TypeVar
 
 import msgspec
 import psycopg
+from integration import lateness
 
 from sagapost_chassis import db
 from sagapost_sandbox.testing import proxy, services
@@ -31,6 +32,8 @@ SELECT (SELECT count(*) FROM outbox AS o JOIN outbox_cursor AS c USING (shard)
      + (SELECT count(*) FROM outbox_parked)
 """
 _EPOCHS: Final = "SELECT sum(epoch)::bigint FROM outbox_cursor"
+_SESSIONS: Final = "SELECT state FROM pg_stat_activity WHERE application_name LIKE 'relay-%%-' || %(pid)s || '-%%'"
+_SESSIONS_EACH: Final = 3  # of a relay
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,18 +118,29 @@ class Fleet:
     async def taken_over(self, pid: int, shards: Collection[int], since: float, bound_s: float) -> float:
         """Wait until each shard has had an owner that works and is not `pid`, and give the seconds since `since`.
 
-        They are counted from the last disturbance on: with another relay or the database gone meanwhile, nobody could.
+        They are counted from the last disturbance on: with another relay or the database gone meanwhile, nobody could; and up to
+        what was seen last. What this machine was late meanwhile comes on top of the bound.
         """
-        left = set(shards)
-        while left:
-            await asyncio.sleep(0.005)
-            works = {slot.pid for slot in self.slots if slot.live} - {pid}
-            if self.view.at > since:
-                left -= {shard for shard in left if self.view.owners[shard] in works}
-            taken_s = time.monotonic() - max(since, self.disturbed_at)
-            if taken_s > bound_s + _FRESH_S:
-                raise AssertionError(f"after {taken_s:.1f} s shards {sorted(left)} of process {pid} had no owner that works")
-        return taken_s if shards else 0.0
+        left, taken_s = set(shards), 0.0
+        async with lateness.ticking() as ticker:
+            while left:
+                await asyncio.sleep(0.005)
+                works = {slot.pid for slot in self.slots if slot.live} - {pid}
+                if self.view.at > since:
+                    left -= {shard for shard in left if self.view.owners[shard] in works}
+                taken_s = max(0.0, self.view.at - max(since, self.disturbed_at))
+                if taken_s > bound_s + _FRESH_S + ticker.late_s:
+                    raise AssertionError(f"after {taken_s:.1f} s shards {sorted(left)} of process {pid} had no owner that works")
+        return taken_s
+
+    async def rests(self, pid: int) -> bool:
+        """Tell whether a process has all its sessions on the database, and none of them has begun anything."""
+        try:
+            async with await db.Connection.connect(db.dsn_of(self._dsn, "campaign-look")) as conn:
+                found = await (await conn.execute(_SESSIONS, {"pid": str(pid)})).fetchall()
+        except psycopg.OperationalError:
+            return False
+        return found == [("idle",)] * _SESSIONS_EACH
 
     async def supervise(self) -> None:
         """Start what is not there, and look at how everything ended."""

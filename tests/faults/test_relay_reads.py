@@ -21,6 +21,7 @@ from sagapost_sandbox.testing import proxy
 
 pytestmark = pytest.mark.anyio
 Eventually = Callable[..., Awaitable[Any]]
+PATIENT: Final = "SET lock_timeout = 0; SET statement_timeout = 0"  # a read waits for as long as a test wants it to
 LOCK: Final = "LOCK TABLE outbox_0, outbox_1, outbox_2, outbox_3 IN ACCESS EXCLUSIVE MODE"
 WAITS: Final = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %(pid)s AND wait_event_type = 'Lock')"
 
@@ -48,11 +49,31 @@ async def test_a_read_that_outlasts_its_channel_passes_no_row_by(payment_db: str
     assert [event.id for event in await relay_books.journal(vhost)] == [before, first, second]
 
 
+async def test_what_was_read_of_a_shard_that_is_left_since_is_not_sent(payment_db: str, vhost: str, eventually: Eventually) -> None:
+    """The shard is given back when nothing is in flight, and whoever is next would publish the same rows again."""
+    async with _relay(payment_db, vhost) as (desk, reader), await _connect(payment_db) as other:
+        broker, desk.broker = desk.broker, None
+        await _add(other, 0)
+        async with await _connect(payment_db) as locker, locker.transaction():
+            await locker.execute(LOCK)
+            desk.broker = broker
+            await eventually(lambda: _waits(other, reader.info.backend_pid))
+            polled_at = desk.polled_at
+            for shard in desk.shards.values():
+                shard.leaving = True
+        await eventually(lambda: _holds(desk.polled_at > polled_at))
+        flown = [shard.number for shard in desk.shards.values() if shard.flights]
+
+    assert flown == []
+    assert await relay_books.journal(vhost) == []
+
+
 @contextlib.asynccontextmanager
 async def _relay(dsn: str, url: str) -> AsyncGenerator[tuple[Desk, db.Connection]]:
     """Run the reading loop alone, with all shards, and give its connection to the database."""
     desk = Desk(Settings(database_url=dsn, amqp_url=url), "test")
     async with await _connect(dsn) as reader, await _connect(dsn) as control:
+        await reader.execute(PATIENT)
         async with control.transaction():
             cursors = await queries.claim(control, desk.owner, [], outbox.SHARDS, 3600)
         for cursor in cursors:

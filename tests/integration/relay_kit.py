@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import http.client
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
@@ -41,8 +42,8 @@ class Found(NamedTuple):
 
 
 def env(dsn: str, url: str, **more: str) -> dict[str, str]:
-    """Give a relay's variables; leases are short, and `more` are settings by name."""
-    fixed = {"SAGAPOST_DATABASE_URL": dsn, "SAGAPOST_AMQP_URL": url, "SAGAPOST_LEASE_S": "2"}
+    """Give a relay's variables; `more` are settings by name, a short `lease_s` where one must run out."""
+    fixed = {"SAGAPOST_DATABASE_URL": dsn, "SAGAPOST_AMQP_URL": url}
     return fixed | {f"SAGAPOST_{name.upper()}": value for name, value in more.items()}
 
 
@@ -166,8 +167,15 @@ async def metric(relay: services.Service, name: str) -> float:
 
 
 async def when(condition: Callable[[], Awaitable[bool]], deadline_s: float = 30) -> None:
-    """Wait until an async condition holds."""
-    await polling.eventually(condition, deadline_s)
+    """Wait until an async condition holds; one that asks a relay which does not answer does not hold yet."""
+
+    @functools.wraps(condition)
+    async def holds() -> bool:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return await condition()
+        return False
+
+    await polling.eventually(holds, deadline_s)
 
 
 def _get(port: int, path: str) -> bytes:

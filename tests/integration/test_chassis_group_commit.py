@@ -15,6 +15,8 @@ from sagapost_chassis import db, ids, inbox
 pytestmark = pytest.mark.anyio
 
 Unit = Callable[[db.Connection], Coroutine[Any, Any, int]]
+CONNECTIONS = 5  # as many as a test here uses at a time
+PATIENT = "?options=-c%20lock_timeout%3D60000"
 WHO: contextvars.ContextVar[str] = contextvars.ContextVar("WHO", default="nobody")
 
 
@@ -40,20 +42,30 @@ async def _claimed(pool: db.Pool) -> set[UUID]:
 
 
 @asynccontextmanager
+async def _open(dsn: str) -> AsyncIterator[db.Pool]:
+    """Open a pool that has its connections already: it waits two seconds for one, and a busy machine may need them."""
+    async with db.open_pool(dsn, "test") as pool:
+        await pool.resize(CONNECTIONS, pool.max_size)
+        await pool.wait(30)
+        yield pool
+
+
+@asynccontextmanager
 async def _gathering(pool: db.Pool) -> AsyncIterator[None]:
     """Keep as many groups open as there may be while the block adds units, so that they gather."""
     go_on = asyncio.Event()
     running: list[asyncio.Task[None]] = []
-    for _ in range(db.COMMITTERS):
-        began = asyncio.Event()
-
-        async def holds(_: db.Connection, began: asyncio.Event = began) -> None:
-            began.set()
-            await go_on.wait()
-
-        running.append(asyncio.create_task(db.grouped(pool, ids.uuid7(), holds)))
-        await began.wait()
     try:
+        for _ in range(db.COMMITTERS):
+            began = asyncio.get_running_loop().create_future()
+
+            async def holds(_: db.Connection, began: asyncio.Future[None] = began) -> None:
+                began.set_result(None)
+                await go_on.wait()
+
+            running.append(asyncio.create_task(db.grouped(pool, ids.uuid7(), holds)))
+            await asyncio.wait((began, running[-1]), return_when=asyncio.FIRST_COMPLETED)
+            assert began.done(), running[-1].exception()
         yield
     finally:
         go_on.set()
@@ -71,7 +83,7 @@ async def _together(pool: db.Pool, *units: tuple[UUID, Unit]) -> list[int | Base
 async def test_units_that_wait_at_the_same_time_share_one_transaction(payment_db: str) -> None:
     """While a group commits, whoever comes gathers for the next one, and all of that one is committed when they go on."""
     messages = [ids.uuid7() for _ in range(5)]
-    async with db.open_pool(payment_db, "test") as pool:
+    async with _open(payment_db) as pool:
         transactions = await _together(pool, *((message, _claims(message)) for message in messages))
 
         assert len(set(transactions)) == 1
@@ -80,7 +92,7 @@ async def test_units_that_wait_at_the_same_time_share_one_transaction(payment_db
 
 async def test_whoever_comes_alone_waits_for_nobody(payment_db: str) -> None:
     """A single unit has a transaction of its own, at once."""
-    async with db.open_pool(payment_db, "test") as pool:
+    async with _open(payment_db) as pool:
         transactions = [await db.grouped(pool, message, _claims(message)) for message in (ids.uuid7(), ids.uuid7())]
 
     assert len(set(transactions)) == 2
@@ -89,7 +101,7 @@ async def test_whoever_comes_alone_waits_for_nobody(payment_db: str) -> None:
 async def test_a_group_has_an_end(payment_db: str) -> None:
     """More units than a group holds make several groups; nobody is forgotten."""
     messages = [ids.uuid7() for _ in range(2 * db.GROUP_MAX + 1)]
-    async with db.open_pool(payment_db, "test") as pool:
+    async with _open(payment_db) as pool:
         transactions = await _together(pool, *((message, _claims(message)) for message in messages))
 
         assert len(set(transactions)) == 3
@@ -104,7 +116,7 @@ async def test_a_unit_that_fails_takes_nobody_with_it(payment_db: str) -> None:
         await inbox.claim(conn, bad, "EmailSent")
         raise ZeroDivisionError
 
-    async with db.open_pool(payment_db, "test") as pool:
+    async with _open(payment_db) as pool:
         *transactions, failure = await _together(pool, *((message, _claims(message)) for message in good), (bad, fails))
 
         assert isinstance(failure, ZeroDivisionError)
@@ -120,7 +132,7 @@ async def test_a_statement_that_fails_takes_nobody_with_it(payment_db: str) -> N
         await conn.execute("SELECT 1 / 0")
         return 0
 
-    async with db.open_pool(payment_db, "test") as pool:
+    async with _open(payment_db) as pool:
         failure, *_ = await _together(pool, (UUID(int=0), fails), *((message, _claims(message)) for message in good))
 
         assert isinstance(failure, psycopg.errors.DivisionByZero)
@@ -130,14 +142,14 @@ async def test_a_statement_that_fails_takes_nobody_with_it(payment_db: str) -> N
 async def test_a_unit_that_waits_for_a_lock_does_not_hold_up_its_group(payment_db: str) -> None:
     """Somebody holds one row for long: the units that want other rows commit meanwhile."""
     held, free = UUID(int=0), [ids.uuid7() for _ in range(3)]
-    async with db.open_pool(payment_db, "test") as pool:
+    async with _open(payment_db + PATIENT) as pool:
         async with db.transaction(pool) as other:
             await inbox.claim(other, held, "EmailSent")
             async with _gathering(pool):
                 waiting = asyncio.create_task(db.grouped(pool, held, _claims(held)))
                 others = [asyncio.create_task(db.grouped(pool, message, _claims(message))) for message in free]
                 await asyncio.sleep(0)  # each of them begins, and waits
-            async with asyncio.timeout(4):  # less than the time that one waits for a lock alone
+            async with asyncio.timeout(20):  # less than the time that one waits for a lock alone
                 await asyncio.gather(*others)
             assert not waiting.done()
         await waiting
@@ -157,7 +169,7 @@ async def test_a_commit_cut_in_the_middle_is_unknown_to_the_whole_group(payment_
             await other.execute("SELECT pg_terminate_backend(%s)", (conn.info.backend_pid,))
         return await counts(conn)
 
-    async with db.open_pool(payment_db, "test") as pool:
+    async with _open(payment_db) as pool:
         outcomes = await _together(pool, (UUID(int=1), counts), (UUID(int=2), counts), (UUID(int=3), cuts))
 
     assert [type(outcome) for outcome in outcomes] == [db.CommitUnknownError] * 3
@@ -175,7 +187,7 @@ async def test_units_run_in_the_order_of_their_keys(payment_db: str) -> None:
 
         return unit
 
-    async with db.open_pool(payment_db, "test") as pool:
+    async with _open(payment_db) as pool:
         assert await _together(pool, *((UUID(int=number), noted(number)) for number in (3, 1, 2))) == [3, 1, 2]
 
     assert order == [1, 2, 3]
@@ -191,7 +203,7 @@ async def test_each_unit_keeps_its_callers_context(payment_db: str) -> None:
         WHO.set(name)
         return await db.grouped(pool, ids.uuid7(), who)
 
-    async with db.open_pool(payment_db, "test") as pool:
+    async with _open(payment_db) as pool:
         async with _gathering(pool):
             calls = [asyncio.create_task(call(name)) for name in ("anna", "bert")]
             await asyncio.sleep(0)  # each of them begins, and waits
@@ -201,7 +213,7 @@ async def test_each_unit_keeps_its_callers_context(payment_db: str) -> None:
 async def test_a_caller_that_goes_away_leaves_the_group_whole(payment_db: str) -> None:
     """A cancelled caller learns nothing of its unit; the others commit."""
     message = ids.uuid7()
-    async with db.open_pool(payment_db, "test") as pool:
+    async with _open(payment_db) as pool:
         async with _gathering(pool):
             gone = asyncio.create_task(db.grouped(pool, ids.uuid7(), _transaction_id))
             stays = asyncio.create_task(db.grouped(pool, message, _claims(message)))
@@ -236,7 +248,7 @@ async def test_units_of_a_group_can_share_their_statements(payment_db: str) -> N
         number = await _transaction_id(conn)
         return [None if message == left else number for message in messages]
 
-    async with db.open_pool(payment_db, "test") as pool:
+    async with _open(payment_db) as pool:
         outcomes = await _in_bulk(pool, run, (UUID(int=3), left), (UUID(int=2), second), (UUID(int=1), first))
 
         assert handed == [[first, second, left]]
@@ -253,7 +265,7 @@ async def test_a_second_unit_of_a_key_is_not_done_in_bulk(payment_db: str) -> No
         handed.extend(messages)
         return [1 for _ in messages]
 
-    async with db.open_pool(payment_db, "test") as pool:
+    async with _open(payment_db) as pool:
         await _in_bulk(pool, run, (key, first), (key, second))
 
         assert handed == [first]
@@ -269,7 +281,7 @@ async def test_a_bulk_that_fails_leaves_each_unit_its_own_work(payment_db: str) 
         await conn.execute("SELECT 1 / 0")
         return []
 
-    async with db.open_pool(payment_db, "test") as pool:
+    async with _open(payment_db) as pool:
         outcomes = await _in_bulk(pool, run, *((message, message) for message in messages))
 
         assert len(set(outcomes)) == 3

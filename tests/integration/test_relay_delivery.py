@@ -120,16 +120,22 @@ async def test_a_second_relay_goes_on_where_the_first_was_killed(payment_db: str
     relays = [start_service("relay", relay_kit.env(payment_db, vhost)) for _ in range(2)]
     for relay in relays:
         relay.wait_ready()
+    await relay_kit.when(lambda: _shared(payment_db))
     sent = await relay_kit.add(payment_db, *(relay_kit.event(order, number) for number in range(5) for order in orders))
     found = await relay_kit.collect_all(vhost, sent)
     await relay_kit.when(lambda: relay_kit.stored(payment_db))
     relays[0].kill()
+    await relay_kit.end_leases(payment_db)
     last = await relay_kit.add(payment_db, *(relay_kit.event(order, 5) for order in orders))
 
     found += await relay_kit.collect_all(vhost, last)
 
     assert sorted(each.message_id for each in found) == sorted(sent + last)
     assert relay_kit.in_order(found)
+
+
+async def _shared(dsn: str) -> bool:
+    return await relay_kit.rows(dsn, "SELECT count(*) FROM outbox_cursor WHERE owner IS NOT NULL GROUP BY owner") == [(2,), (2,)]
 
 
 async def test_what_no_queue_takes_waits_for_its_binding(payment_db: str, vhost: str, start_service: Start) -> None:

@@ -2,11 +2,13 @@
 
 import asyncio
 import pathlib
+import re
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -16,12 +18,13 @@ from psycopg import sql
 
 from sagapost_chassis import db, outbox
 from sagapost_ops import migrations
-from sagapost_relay import queries
+from sagapost_relay import keeper, queries
 from sagapost_sandbox.testing import servers, services
 
 pytestmark = pytest.mark.anyio
 
 LONG_S: Final = 10
+SHORT_S: Final = 2
 # every change of hands with what was true just before, by the database's own clock
 _WATCH: Final = """
 CREATE TABLE handover (n serial, shard int, was text, became text, epoch bigint, strikes int, ended boolean);
@@ -31,6 +34,17 @@ CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
   RETURN NULL;
 END $$;
 CREATE TRIGGER watch AFTER UPDATE ON outbox_cursor FOR EACH ROW WHEN (OLD.owner IS DISTINCT FROM NEW.owner) EXECUTE FUNCTION watch()
+"""
+# the checkpoints of one relay take their time: no other statement of its loops stores `lo`
+_SLOW: Final = sql.SQL("""
+CREATE FUNCTION sleep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END $$;
+CREATE TRIGGER slow AFTER UPDATE OF lo ON outbox_cursor FOR EACH STATEMENT
+  WHEN (current_setting('application_name') LIKE {}) EXECUTE FUNCTION sleep()
+""")
+_ASLEEP: Final = "SELECT FROM pg_stat_activity WHERE application_name LIKE %(who)s AND wait_event = 'PgSleep'"
+_ENDED: Final = """
+CREATE FUNCTION ended() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'ended' USING ERRCODE = '25P03'; END $$;
+CREATE TRIGGER ended AFTER UPDATE OF lo ON outbox_cursor FOR EACH STATEMENT EXECUTE FUNCTION ended()
 """
 _HELD: Final = "SELECT shard, owner FROM outbox_cursor WHERE owner IS NOT NULL ORDER BY shard"
 _POSITIONS: Final = "SELECT shard, lo::text, hi::text, last_id FROM outbox_cursor ORDER BY shard"
@@ -69,13 +83,12 @@ async def _shares(dsn: str, relays: Sequence[services.Service], wanted: Sequence
 async def test_shards_are_shared_fairly_and_change_hands_in_order(payment_db: str, vhost: str, start_service: Start) -> None:
     """Each that joins gets its share, two too many stand by; one told to stop is replaced at once, one killed not before its lease ends."""
     await relay_kit.run(payment_db, _WATCH)
-    brief = relay_kit.env(payment_db, vhost)
-    long = brief | {"SAGAPOST_LEASE_S": str(LONG_S)}
-    relays = [start_service("relay", long) for _ in range(3)]
+    env = relay_kit.env(payment_db, vhost, lease_s=str(LONG_S))
+    relays = [start_service("relay", env) for _ in range(3)]
     await relay_kit.when(lambda: _shares(payment_db, relays, (2, 1, 1)))
-    relays.append(start_service("relay", brief))
+    relays.append(start_service("relay", env))
     await relay_kit.when(lambda: _shares(payment_db, relays, (1, 1, 1, 1)))
-    relays += [start_service("relay", brief) for _ in range(2)]
+    relays += [start_service("relay", env) for _ in range(2)]
     await relay_kit.when(lambda: _stand_by(payment_db, relays))
 
     held = await _held(payment_db)
@@ -115,20 +128,22 @@ async def test_a_relay_that_wakes_after_its_lease_changes_nothing(payment_db: st
     """Stopped before its checkpoint and past its lease: the checkpoint touches no row, it says so and joins again, and nothing is lost."""
     await relay_kit.run(payment_db, _WATCH)
     sent = await relay_kit.add(payment_db, *(relay_kit.event(order, 1) for order in range(20)))
-    zombie = start_service("relay", relay_kit.env(payment_db, vhost, **relay_kit.measured(crash="relay.after_confirm:stop")))
+    more = relay_kit.measured(crash="relay.after_confirm:stop", lease_s=str(SHORT_S))
+    zombie = start_service("relay", relay_kit.env(payment_db, vhost, **more))
     await relay_kit.when(lambda: _stopped(zombie))
     other = start_service("relay", relay_kit.env(payment_db, vhost))
     sent += await relay_kit.add(payment_db, *(relay_kit.event(order, 2) for order in range(20)))
     found = await relay_kit.collect_all(vhost, sent)
     await relay_kit.when(lambda: relay_kit.stored(payment_db))
     taken = await _handovers(payment_db)
-    before = await relay_kit.rows(payment_db, _POSITIONS)
+    before = await _lasting_positions(payment_db)
 
     zombie.send(signal.SIGCONT)
 
     async def fenced() -> bool:  # it counts first and says so when its session has ended
         counted = await relay_kit.metric(zombie, "sagapost_relay_fenced_total")
-        return counted == outbox.SHARDS and "belong to another relay" in zombie.logs()
+        named = re.search(r"shards \[([\d, ]+)\] belong to another relay", zombie.logs())
+        return named is not None and counted == len(named[1].split(","))
 
     await relay_kit.when(fenced)
     assert await relay_kit.rows(payment_db, _POSITIONS) == before
@@ -138,6 +153,80 @@ async def test_a_relay_that_wakes_after_its_lease_changes_nothing(payment_db: st
     found += await relay_kit.collect_all(vhost, sent[40:])
     assert relay_kit.in_order(found)
     assert {each.message_id for each in found} == set(sent)
+
+
+async def _lasting_positions(dsn: str) -> list[tuple[object, ...]]:
+    """Give the positions once they stay: an empty window that was passed during a checkpoint is stored by another one."""
+    since, found = time.monotonic(), await relay_kit.rows(dsn, _POSITIONS)
+
+    async def last() -> bool:
+        nonlocal since, found
+        asked_at, now = time.monotonic(), await relay_kit.rows(dsn, _POSITIONS)
+        if now != found:
+            since, found = time.monotonic(), now
+        return asked_at - since > 3 * keeper.CHECKPOINT_S
+
+    await relay_kit.when(last)
+    return found
+
+
+async def test_a_relay_stopped_inside_a_transaction_keeps_no_shard_locked(payment_db: str, vhost: str, start_service: Start) -> None:
+    """Its rows are free when its lease is: others take its shards, and when it goes on its session begins anew, and nothing is lost."""
+    env = relay_kit.env(payment_db, vhost, lease_s=str(SHORT_S))
+    relays = first, second = [start_service("relay", env) for _ in range(2)]
+    await relay_kit.when(lambda: _shares(payment_db, relays, (2, 2)))
+    async with await psycopg.AsyncConnection.connect(payment_db, autocommit=True) as conn:
+        await conn.execute(_SLOW.format(sql.Literal(_name(first))))
+    sent: list[UUID] = []
+
+    async def stopped_inside() -> bool:
+        sent.extend(await relay_kit.add(payment_db, *(relay_kit.event(order, len(sent)) for order in range(20))))
+        await relay_kit.when(lambda: _asleep(payment_db, first))
+        first.send(signal.SIGSTOP)
+        await relay_kit.when(lambda: _stopped(first))
+        if await _asleep(payment_db, first):
+            return True
+        first.send(signal.SIGCONT)
+        return False
+
+    await relay_kit.when(stopped_inside)
+    await relay_kit.when(lambda: _shares(payment_db, (second,), (4,)), 20)  # any session is ended after 30 s
+    await relay_kit.run(payment_db, "DROP TRIGGER slow ON outbox_cursor")
+    first.send(signal.SIGCONT)
+
+    await relay_kit.when(lambda: _shares(payment_db, relays, (2, 2)))
+    sent += await relay_kit.add(payment_db, *(relay_kit.event(order, len(sent)) for order in range(20)))
+    found = await relay_kit.collect_all(vhost, sent)
+    assert first.running()
+    assert relay_kit.in_order(found)
+
+
+def _name(relay: services.Service) -> str:
+    """Give the pattern of what a relay calls itself in the database."""
+    return f"relay-%-{relay.pid}-%"
+
+
+async def _asleep(dsn: str, relay: services.Service) -> bool:
+    """Tell whether a relay's checkpoint waits in its trigger: if the relay is stopped, its session will stay in the transaction."""
+    return await relay_kit.rows(dsn, _ASLEEP, who=_name(relay)) != []
+
+
+async def test_a_relay_whose_session_was_ended_in_a_transaction_begins_anew(payment_db: str, vhost: str, start_service: Start) -> None:
+    """Told so by the server when it uses the session again, it does not end: it says so, and stores its positions in another one."""
+    relay = start_service("relay", relay_kit.env(payment_db, vhost)).wait_ready()
+    await relay_kit.run(payment_db, _ENDED)
+    sent = await relay_kit.add(payment_db, relay_kit.event(1, 1))
+    await relay_kit.when(lambda: _says(relay, "IdleInTransactionSessionTimeout"))
+
+    await relay_kit.run(payment_db, "DROP TRIGGER ended ON outbox_cursor")
+
+    await relay_kit.when(lambda: relay_kit.stored(payment_db))
+    assert {each.message_id for each in await relay_kit.collect_all(vhost, sent)} == set(sent)
+    assert relay.running()
+
+
+async def _says(relay: services.Service, words: str) -> bool:
+    return words in relay.logs()
 
 
 async def _stopped(relay: services.Service) -> bool:

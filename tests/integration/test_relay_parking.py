@@ -15,6 +15,8 @@ from integration.relay_kit import Start
 
 from sagapost_chassis import db, outbox
 from sagapost_contracts import topology
+from sagapost_sandbox import management
+from sagapost_sandbox.testing import servers
 
 pytestmark = pytest.mark.anyio
 
@@ -140,7 +142,9 @@ def _peak_kb(pid: int) -> int:
     return int(found[1])
 
 
-async def test_the_row_that_ends_relays_is_found_and_set_aside(payment_db: str, vhost: str, start_service: Start) -> None:
+async def test_the_row_that_ends_relays_is_found_and_set_aside(
+    payment_db: str, vhost: str, broker: servers.Broker, start_service: Start
+) -> None:
     """Three relays in a row die over the same rows; the fourth publishes all the others first, and the suspect last: nothing is lost."""
     async with await db.Connection.connect(payment_db) as conn:
         sent = [await relay_kit.put(conn, ORDER, number) for number in range(20)]
@@ -148,6 +152,7 @@ async def test_the_row_that_ends_relays_is_found_and_set_aside(payment_db: str, 
         doomed = start_service("relay", relay_kit.env(payment_db, vhost, crash="relay.before_confirm"))
         await relay_kit.killed(doomed, payment_db)
     noted = await relay_kit.rows(payment_db, "SELECT o.event_id FROM outbox_cursor AS c JOIN outbox AS o ON o.id = c.suspect")
+    await relay_kit.when(lambda: _nobody_is_connected(broker, vhost))
     async with relay_kit.channel(vhost) as channel:  # what the doomed ones got through is not what this is about
         await (await channel.get_queue(topology.ORDER_QUEUE)).purge()
     start_service("relay", relay_kit.env(payment_db, vhost, retry_base_s="1000000"))
@@ -161,6 +166,12 @@ async def test_the_row_that_ends_relays_is_found_and_set_aside(payment_db: str, 
     assert (noted, aside) == ([(sent[0],)], [(sent[0], "waiting", "crash-suspect")])
     assert [each.message_id for each in relay_kit.firsts(found)] == [*sent[1:], sent[0]]
     await relay_kit.when(lambda: _none_parked(payment_db))
+
+
+async def _nobody_is_connected(broker: servers.Broker, url: str) -> bool:
+    """Tell whether the broker has read the last of every connection in this virtual host."""
+    path = f"/api/vhosts/{url.rpartition('/')[2]}/connections"
+    return await asyncio.to_thread(management.request, broker.management, "GET", path) == []
 
 
 async def test_a_row_is_set_aside_by_the_checkpoint_that_passes_it_or_not_at_all(payment_db: str, vhost: str, start_service: Start) -> None:

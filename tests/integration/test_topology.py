@@ -4,8 +4,9 @@ import asyncio
 import http.client
 import json
 import uuid
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,7 +22,7 @@ from sagapost_contracts import envelope, events, topology
 from sagapost_ops import errors
 from sagapost_ops.topology import accounts, found
 from sagapost_sandbox import management
-from sagapost_sandbox.testing import servers, services
+from sagapost_sandbox.testing import polling, servers, services
 
 pytestmark = pytest.mark.anyio
 
@@ -175,7 +176,7 @@ async def test_a_services_user_has_no_management_interface(broker: servers.Broke
 
     theirs = management.Management(host=api.host, port=api.port, user=user, password=accounts.development_password(user))
 
-    assert management.answers(api)
+    polling.eventually(lambda: management.answers(api))
     assert not management.answers(theirs)
 
 
@@ -267,24 +268,31 @@ async def test_a_relay_that_lost_its_right_says_so_and_goes_on_when_it_is_given_
 
 def _check_out(url: str, address: str) -> str:
     body = {"user_id": 1, "user_email": address, "items": [{"product_id": 1, "quantity": 1, "price": "1299.99"}]}
-    return str(_call(url, "POST", "/api/checkout", body)["saga_id"])
+    key = {"Idempotency-Key": uuid.uuid4().hex}
+
+    def accepted() -> object:
+        status, answer = _call(url, "POST", "/api/checkout", body, key)
+        return answer["saga_id"] if status == HTTPStatus.ACCEPTED else None
+
+    return str(polling.eventually(accepted, 30))
 
 
 def _is_notified(url: str, saga_id: str) -> Callable[[], Awaitable[bool]]:
     async def asked() -> bool:
-        saga = await asyncio.to_thread(_call, url, "GET", f"/api/sagas/{saga_id}", None)
-        return bool(saga["state"] == "notified")
+        _, saga = await asyncio.to_thread(_call, url, "GET", f"/api/sagas/{saga_id}", None)
+        return bool(saga.get("state") == "notified")
 
     return asked
 
 
-def _call(url: str, method: str, path: str, body: object) -> dict[str, Any]:
+def _call(url: str, method: str, path: str, body: object, headers: Mapping[str, str] | None = None) -> tuple[int, dict[str, Any]]:
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
     try:
-        connection.request(method, path, None if body is None else json.dumps(body), {"Content-Type": "application/json"} if body else {})
-        found: dict[str, Any] = json.loads(connection.getresponse().read())
-        return found
+        json_ = {"Content-Type": "application/json"} if body else {}
+        connection.request(method, path, None if body is None else json.dumps(body), json_ | dict(headers or {}))
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
     finally:
         connection.close()
 

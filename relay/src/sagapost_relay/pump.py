@@ -110,8 +110,8 @@ async def _send(control: db.Connection, desk: Desk, shard: Shard, flights: Seque
             if careful and flight.rows and not await _note_suspect(control, desk, shard, flight.rows[0]):
                 raise errors.FencedError(f"shard {shard.number} belongs to another relay")
             lane = await desk.lane(shard)
-            if lane is None or not desk.may_write(shard) or shard.read is not at:
-                return  # a channel that was lost meanwhile took the shard back to rows that must go first
+            if lane is None or not desk.may_write(shard) or shard.leaving or shard.read is not at:
+                return  # a channel that was lost meanwhile took the shard back to rows that go first; one that is left goes on elsewhere
             block, at = shard.launch(flight, desk.landed), flight.after
             if block is not None:
                 await lane.send(block)

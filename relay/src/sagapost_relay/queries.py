@@ -18,6 +18,7 @@ SET synchronous_commit = off
 """
 # the first page of a window finds its smallest ids among all of the window's: about a second for a million rows
 _PATIENT: Final = "SET statement_timeout = '10min'"
+_LOCKS: Final = "SELECT set_config('idle_in_transaction_session_timeout', %(ms)s, false)"
 _SERVER: Final = """
 SELECT system_identifier, pg_is_in_recovery() AS in_recovery, %(asked)s AS synchronous_commit FROM pg_control_system()
 """
@@ -184,6 +185,11 @@ async def pin(conn: db.Connection, *, patient: bool = False) -> None:
     await conn.execute(_PIN, prepare=False)
     if patient:
         await conn.execute(_PATIENT, prepare=False)
+
+
+async def limit_locks(conn: db.Connection, seconds: float) -> None:
+    """Let the server end this session when it stays in a transaction for so long: a relay that is stopped there keeps rows locked."""
+    await conn.execute(_LOCKS, {"ms": str(round(seconds * 1000))})
 
 
 async def current_snapshot(conn: db.Connection) -> tuple[snapshot.Snapshot, bool]:

@@ -18,7 +18,14 @@ from sagapost_relay.settings import Settings
 SURVEY_S: Final = 2.0
 RING_S: Final = 1.0
 _LISTEN: Final = sql.SQL("LISTEN {}").format(sql.Identifier(outbox.CHANNEL))
-_AGAIN: Final = (failures.TransientError, psycopg.OperationalError, psycopg.InterfaceError, OSError, TimeoutError)
+_AGAIN: Final = (
+    failures.TransientError,
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    OSError,
+    TimeoutError,
+)
 
 
 class Relay:
@@ -78,6 +85,7 @@ class Relay:
             await _trust(reader)
             await queries.pin(reader, patient=True)
             await queries.pin(control)
+            await queries.limit_locks(control, max(self._config.lease_s, 1))  # else nobody could claim shards that are free
             await listener.execute(_LISTEN)
             async with asyncio.TaskGroup() as group:
                 others = [
