@@ -1,13 +1,16 @@
 """One whole stack as `up` starts it, driven through the command line and HTTP as a person drives it."""
 
 import contextlib
+import functools
 import http.client
+import itertools
 import json
 import os
 import pathlib
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import msgspec
 
@@ -17,6 +20,10 @@ from sagapost_sandbox.testing import polling
 
 ROOT = pathlib.Path(__file__).parents[2]
 COMMAND_S = 280
+READY_S = 20
+# A stack's ports lie below the kernel's range for outgoing connections, all but the broker's distribution below the range for trials too;
+# multiples of 127 put no port of one stack on, or just below, another's.
+OFFSETS = range(8 * 127, 6_300, 127)
 SAGA_S = 60
 
 
@@ -62,6 +69,15 @@ class Stack:
         """Give the services of `status --json` by name."""
         found = msgspec.json.decode(self.run("status", "--json").stdout, type=reports.Status)
         return {service.name: service for service in found.services}
+
+    def ready(self) -> dict[str, reports.Line]:
+        """Wait until every service of `status --json` is ready, and give them by name; one look may meet a slow moment."""
+
+        def looked() -> dict[str, reports.Line]:
+            found = self.services()
+            return found if all(service.ready for service in found.values()) else {}
+
+        return polling.eventually(looked, READY_S)
 
     def call(self, method: str, path: str, body: object = None, port: str = "gateway") -> tuple[int, bytes]:
         """Send one request to the gateway, or to another public port."""
@@ -118,12 +134,15 @@ class Stack:
 
 
 def _free_offset() -> int:
-    """Give an offset whose public ports are free and below those that the other worker's servers choose from."""
-    highest = ports.TRIAL_RANGE[0] - max(plan.PUBLIC.values())
-    while True:
-        offset = random.SystemRandom().randrange(10_000, highest)
-        if all(ports.is_free(port) for port in plan.public_ports(offset).values()):
-            return offset
+    """Give an offset whose public ports are free, and that no other worker gives, nor this one soon again."""
+    return next(offset for offset in _own_offsets() if all(ports.is_free(port) for port in plan.public_ports(offset).values()))
+
+
+@functools.cache
+def _own_offsets() -> Iterator[int]:
+    worker, workers = os.environ.get("PYTEST_XDIST_WORKER", "gw0"), os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
+    own = OFFSETS[int(worker.removeprefix("gw")) :: int(workers)]
+    return itertools.cycle(random.SystemRandom().sample(own, len(own)))
 
 
 def left_in(home: pathlib.Path) -> list[int]:
@@ -137,6 +156,6 @@ def left_in(home: pathlib.Path) -> list[int]:
 
 
 def assert_gone(stack: Stack, before: state.State) -> None:
-    """Check that no process of a stack and none of its ports is left."""
-    assert left_in(stack.home) == []
-    assert [service.name for service in before.services if not ports.is_free(service.port)] == []
+    """Check that no process of a stack and none of its ports is left; the broker's helpers end shortly after it."""
+    polling.eventually(lambda: left_in(stack.home) == [])
+    polling.eventually(lambda: [service.name for service in before.services if not ports.is_free(service.port)] == [])

@@ -97,7 +97,10 @@ async def shows(service: services.Service, name: str, value: float) -> None:
 
     async def reads() -> bool:
         async with httpx.AsyncClient() as client:
-            text = (await client.get(f"http://127.0.0.1:{service.env['SAGAPOST_METRICS_PORT']}/metrics")).text
+            try:
+                text = (await client.get(f"http://127.0.0.1:{service.env['SAGAPOST_METRICS_PORT']}/metrics")).text
+            except httpx.TimeoutException:
+                return False
         found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
         return found is not None and float(found.group(1)) == value
 

@@ -22,9 +22,9 @@ EVENTS = b"GET /api/sagas/0193b1c2-7d4e-7a10-9f0e-5f2f6c1d8a11/events HTTP/1.1\r
 
 @pytest.fixture
 async def pair(tmp_path: pathlib.Path) -> AsyncGenerator[tuple[services.Service, told_server.Told]]:
-    """Run a gateway in front of a server that takes a second for a checkout, and streams for ever."""
+    """Run a gateway in front of a server that keeps a checkout until it is told to go on, and streams for ever."""
     told = told_server.Told()
-    told.pause_s = 1
+    told.going.clear()
     async with await asyncio.start_server(told.serve, "127.0.0.1", 0) as listening:
         env = {"SAGAPOST_ORDER_URL": f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", "SAGAPOST_PAGE_PORT": "0"}
         gateway = services.Service("sagapost_gateway", env, tmp_path / "gateway.log")
@@ -58,6 +58,8 @@ async def test_what_was_begun_is_answered_and_whoever_waits_is_let_go(pair: tupl
         await polling.eventually(lambda: _asked(told))
 
         gateway.send(signal.SIGTERM)
+        await polling.eventually(lambda: _refuses(gateway))
+        told.going.set()
         async with asyncio.timeout(15):
             answer, rest, nothing = await asyncio.gather(checkout.read(), stream.read(), idle.read())
             code = await asyncio.to_thread(gateway.wait)
@@ -72,6 +74,15 @@ async def test_what_was_begun_is_answered_and_whoever_waits_is_let_go(pair: tupl
 
 async def _asked(told: told_server.Told) -> bool:
     return "POST /CHECKOUT" in told.seen
+
+
+async def _refuses(gateway: services.Service) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    except ConnectionRefusedError:
+        return True
+    writer.close()
+    return False
 
 
 async def test_who_never_ends_a_request_does_not_keep_the_process(pair: tuple[services.Service, told_server.Told]) -> None:

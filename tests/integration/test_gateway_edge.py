@@ -33,7 +33,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Generator[services.Serv
     env = {"SAGAPOST_ORDER_URL": f"http://127.0.0.1:{nobody}", "SAGAPOST_PAGE_PORT": str(page)}
     service = services.Service("sagapost_gateway", env, tmp_path_factory.mktemp("gateway") / "gateway.log")
     try:
-        polling.eventually(lambda: not ports.is_free(service.port) and not ports.is_free(page))
+        polling.eventually(lambda: not ports.is_free(service.port) and not ports.is_free(page), services.READY_S)
         polling.eventually(lambda: send(service.port, "GET", "/api/products").problem() == "circuit-open")
         yield service
     finally:

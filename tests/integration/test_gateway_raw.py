@@ -34,7 +34,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Generator[services.Serv
     }
     service = services.Service("sagapost_gateway", env, tmp_path_factory.mktemp("gateway") / "gateway.log")
     try:
-        polling.eventually(lambda: not ports.is_free(service.port))
+        polling.eventually(lambda: not ports.is_free(service.port), services.READY_S)
         yield service
     finally:
         service.kill()

@@ -50,7 +50,7 @@ def test_the_page_that_sells_without_a_key_is_development_s(start_service: Start
     page_port = ports.trial(1)[0]
     gateway = start_service("gateway", {"SAGAPOST_ENV": env, "SAGAPOST_PAGE_PORT": str(page_port)})
     root = {"Accept": "text/html"}
-    with httpx.Client(base_url=gateway.url) as client:
+    with httpx.Client(base_url=gateway.url, timeout=20) as client:
         polling.eventually(lambda: _is_there(client), 20)
         shop, start = client.get("/shop"), client.get("/", headers=root)
 

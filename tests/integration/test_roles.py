@@ -163,13 +163,13 @@ def test_services_and_relays_do_their_work_with_their_roles(urls: Mapping[str, s
         service.wait_ready()
     order = started["order_service"].url
 
-    placed = httpx.post(f"{order}/checkout", json=CART, headers={"Idempotency-Key": "one"}).json()
-    again = httpx.post(f"{order}/checkout", json=CART, headers={"Idempotency-Key": "one"})
+    placed = httpx.post(f"{order}/checkout", json=CART, headers={"Idempotency-Key": "one"}, timeout=20).json()
+    again = httpx.post(f"{order}/checkout", json=CART, headers={"Idempotency-Key": "one"}, timeout=20)
 
     assert again.headers["Idempotent-Replayed"] == "true"
     with psycopg.connect(urls["payment_service"], autocommit=True) as conn:
         polling.eventually(lambda: conn.execute("SELECT FROM payments WHERE saga_id = %(saga_id)s", placed).fetchone() is not None)
-    assert httpx.post(f"{order}/orders/{placed['id']}/cancel").status_code == 202
+    assert httpx.post(f"{order}/orders/{placed['id']}/cancel", timeout=20).status_code == 202
     with psycopg.connect(urls["order_relay"], autocommit=True) as conn:
         turned = "SELECT pg_sequence_last_value('outbox_ring') >= 2"
         polling.eventually(lambda: conn.execute(turned).fetchone() == (True,), 20)

@@ -12,7 +12,7 @@ STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encodi
 class Told:
     """Answers requests in their order with `script`, and the rest with its last entry; nothing at all is the connection's end.
 
-    A checkout takes `pause_s` seconds; a stream of events begins and never goes on.
+    A checkout takes `pause_s` seconds, and until `going` is set; a stream of events begins and never goes on.
     """
 
     def __init__(self) -> None:
@@ -20,6 +20,8 @@ class Told:
         self.healthy = True
         self.seen: list[str] = []
         self.pause_s = 0.0
+        self.going = asyncio.Event()
+        self.going.set()
         self._writers: list[asyncio.StreamWriter] = []
 
     def close(self) -> None:
@@ -43,7 +45,9 @@ class Told:
                 if line.endswith("/EVENTS"):
                     writer.write(STREAM)
                     continue
-                await asyncio.sleep(self.pause_s if line == "POST /CHECKOUT" else 0)
+                if line == "POST /CHECKOUT":
+                    await asyncio.sleep(self.pause_s)
+                    await self.going.wait()
                 answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
                 if answer == BREAK:
                     break

@@ -5,10 +5,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from e2e import shop_stack
 
 from sagapost_contracts import topology as words
 from sagapost_ops import plan, supervisor
 from sagapost_ops.topology import accounts
+from sagapost_sandbox import ports as tcp
 
 TAKEN = {5433, 5672, 4369, 1025}
 
@@ -28,6 +30,21 @@ def test_ports_are_distinct_and_public_ones_never_move(offset: int) -> None:
     assert len(set(ports.values())) == len(ports)
     assert max(ports.values()) < 65536
     assert not TAKEN & set(ports.values())
+
+
+def test_stacks_that_tests_start_share_no_port() -> None:
+    """Neither two of them, nor one and the stack of offset 0; one port of each lies among those for trials, and none above them."""
+    stacks = [plan.choose_ports(plan.Options(port_offset=offset), _free) for offset in (0, *shop_stack.OFFSETS)]
+
+    taken = [port for ports in stacks for port in ports.values()]
+
+    assert len(set(taken)) == len(taken)
+    assert max(taken) < tcp.TRIAL_RANGE[1]
+    assert all(port < tcp.TRIAL_RANGE[0] for ports in stacks for name, port in ports.items() if name != "distribution")
+
+
+def _free(port: int, avoid: Collection[int]) -> int:
+    return next(candidate for candidate in range(port, 65536) if candidate not in avoid)
 
 
 def test_databases_broker_and_mail_move_to_the_next_free_port() -> None:

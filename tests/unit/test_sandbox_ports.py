@@ -31,6 +31,21 @@ def test_a_taken_port_is_not_free_and_its_owner_has_a_name(taken: int) -> None:
     assert f"(pid {pid})" in ports.describe_taken(taken)
 
 
+def test_a_port_that_others_were_given_is_named_with_who_opened_it() -> None:
+    """A supervisor hands its ports on to processes that come and go; ids go round, so that one of theirs may be the lower one."""
+    with (
+        socket.create_server(("127.0.0.1", ports.trial(1)[0])) as listener,
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[listener.fileno()]) as child,
+    ):
+        said = ports.describe_taken(listener.getsockname()[1])
+        oldest = [ports.eldest(pids) for pids in ((child.pid, os.getpid()), (os.getpid(), child.pid))]
+        child.kill()
+
+    assert f"(pid {os.getpid()})" in said
+    assert oldest == [os.getpid()] * 2
+    assert ports.eldest([child.pid]) is None
+
+
 def test_the_next_free_port_skips_taken_and_avoided_ones(taken: int) -> None:
     """A taken port moves on to the next one."""
     first = ports.next_free(taken)

@@ -202,14 +202,18 @@ class Order:
     async def _repeated(self, method: str, path: str, headers: dict[str, str], body: bytes | None, *, again: bool) -> Answer:
         clock = asyncio.get_running_loop().time
         ends_s = clock() + self._deadline_s
-        sent = False
+        sent, broken = False, None
         while True:
             session, pause_s = _opened(self._session), _dice.uniform(*_PAUSE_S)
             left_s = ends_s - clock()
             try:
                 answer = await self._attempt(session, method, path, headers, body=body, deadline_s=left_s)
+            except errors.OrderTimeoutError:
+                if broken is None:
+                    raise
+                raise broken from broken.__cause__  # what is known already stays what it was, however the last attempt ended
             except errors.OrderBrokenError as exc:
-                sent |= exc.sent
+                sent, broken = sent or exc.sent, exc
                 if not again or clock() + pause_s >= ends_s - _LEAST_S:
                     raise
             else:

@@ -7,8 +7,10 @@ import itertools
 import pathlib
 import re
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
+
+from sagapost_sandbox import processes
 
 HIGHEST: Final = 65535
 LISTEN: Final = "0A"
@@ -70,14 +72,21 @@ def _own_block() -> Iterator[int]:
 
 
 def owner(port: int) -> tuple[int, str] | None:
-    """Return (pid, process name) of who listens on `port`; None when nobody does or when it may not be seen."""
+    """Return (pid, process name) of who listens on `port`; None when nobody does or when it may not be seen.
+
+    Of several that have the same socket it is the one that was there first: the others got it from there, and come and go.
+    """
     inodes = set(_listening_inodes(port))
     if not inodes:
         return None
-    for process in pathlib.Path("/proc").iterdir():
-        if process.name.isdigit() and inodes & set(_socket_inodes(process)):
-            return int(process.name), _name(process)
-    return None
+    pid = eldest(pid for pid in processes.pids() if inodes & set(_socket_inodes(pathlib.Path(f"/proc/{pid}"))))
+    return None if pid is None else (pid, _name(pathlib.Path(f"/proc/{pid}")))
+
+
+def eldest(pids: Iterable[int]) -> int | None:
+    """Return which of these processes was started first, whatever the order of their ids; None when none of them runs."""
+    records = [record for pid in pids if (record := processes.identify(pid)) is not None]
+    return min(records, key=lambda record: (record.started, record.pid)).pid if records else None
 
 
 def describe_taken(port: int) -> str:
