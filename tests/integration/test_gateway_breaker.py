@@ -31,12 +31,13 @@ async def client(url: str, *, deadline_s: float = 3, max_connections: int = 4, m
     """Open the gateway's client, with its watch over the breaker."""
     stop = asyncio.Event()
     order = upstream.Order(url, deadline_s=deadline_s, max_connections=max_connections, max_waiting=2, max_queued=max_queued)
-    async with order, asyncio.TaskGroup() as group:
-        group.create_task(order.run(stop))
+    async with order:
+        watching = asyncio.create_task(order.run(stop))
         try:
             yield order
         finally:
             stop.set()
+            await watching
 
 
 async def outcome(order: upstream.Order, *, method: str = "GET", again: bool = False) -> str:
