@@ -73,7 +73,7 @@ class Pair:
 
     def end_waits(self, who: str) -> int:
         """End these sessions: what they were committing is there from now on, for everybody to see, and on no other server."""
-        return self._count("SELECT pg_terminate_backend(pid)", who)
+        return self._count("SELECT pg_terminate_backend(pid, 10000)", who)  # they have ended when this returns
 
     def _count(self, select: str, who: str) -> int:
         with psycopg.connect(self.primary.admin_dsn, autocommit=True) as conn:

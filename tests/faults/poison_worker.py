@@ -52,19 +52,25 @@ def main() -> None:
     """Keep one consumer alive until it ends by itself."""
     config = settings.load_or_exit(Settings, os.environ)
     while True:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until it is known whom to tell
         child = os.fork()
         if child == 0:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
             lifecycle.run("poison-worker", config, partial(_consume, config))
             return
         signal.signal(signal.SIGTERM, partial(_forward, child))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
             raise SystemExit(os.waitstatus_to_exitcode(status))
 
 
 def _forward(child: int, number: int, _: object) -> None:
-    os.kill(child, number)
+    try:
+        os.kill(child, number)
+    except ProcessLookupError:  # it was killed, and the next one has not been started
+        raise SystemExit(0) from None
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """A broker or a service that is gone for a while: checkouts go on, and everything ends once it is back."""
 
+import functools
+
 from faults.stack import Stack
 
-from sagapost_sandbox.testing import servers
+from sagapost_sandbox.testing import polling, servers
 
 
 def test_checkouts_go_on_without_a_broker(fragile_stack: Stack, private_broker: servers.Broker) -> None:
@@ -45,4 +47,8 @@ def test_one_trace_runs_from_the_request_to_the_mail(stack: Stack) -> None:
     assert saga["trace_id"] == trace
     assert stack.mail_headers(answer["user_email"])["Traceparent"][0].split("-")[1] == trace
     for name in ("gateway", "order", "payment", "email"):
-        assert any(line.get("trace_id") == trace for line in stack.running[name].lines()), name
+        polling.eventually(functools.partial(_traced, stack, name, trace))
+
+
+def _traced(stack: Stack, name: str, trace: str) -> bool:
+    return any(line.get("trace_id") == trace for line in stack.running[name].lines())

@@ -66,8 +66,9 @@ def test_each_deadline_fires_once_although_its_process_died(
     assert Counter(Counter((saga_id, kind) for saga_id, kind, _, _ in found).values()) == {1: 2 * SAGAS}
     lateness_s = sorted(at.timestamp() - max(due.timestamp(), ready_at) for _, _, at, due in found if at.timestamp() > ready_at)
     assert all(at >= due for _, _, at, due in found)
-    record_property("lateness_p50_s", lateness_s[len(lateness_s) // 2])
-    record_property("lateness_p99_s", lateness_s[int(len(lateness_s) * 0.99)])
+    if lateness_s:
+        record_property("lateness_p50_s", lateness_s[len(lateness_s) // 2])
+        record_property("lateness_p99_s", lateness_s[int(len(lateness_s) * 0.99)])
 
 
 @pytest.mark.parametrize("crash", ["sweeper.after_commit", "sweeper.after_commit:5"])
@@ -75,7 +76,7 @@ def test_a_sweeper_that_dies_after_its_commit_repeats_nothing(
     crash: str, order_db: str, vhost: str, start_service: Start, eventually: Callable[..., Any]
 ) -> None:
     """Kill -9 right behind a deadline's commit: started again, the others follow, and that one is not applied twice."""
-    env = {"SAGAPOST_DATABASE_URL": order_db, "SAGAPOST_AMQP_URL": vhost, "SAGAPOST_PAY_WINDOW_S": "3"}
+    env = {"SAGAPOST_DATABASE_URL": order_db, "SAGAPOST_AMQP_URL": vhost, "SAGAPOST_PAY_WINDOW_S": "9"}
     doomed = start_service("order", env | {"SAGAPOST_CRASH": crash}).wait_ready()
     for _ in range(10):
         checkout(doomed)
@@ -87,6 +88,6 @@ def test_a_sweeper_that_dies_after_its_commit_repeats_nothing(
 
     with psycopg.connect(order_db, autocommit=True) as conn:
         all_compensate = "SELECT count(*) = %s FROM sagas WHERE state = 'compensating'"
-        eventually(lambda: (conn.execute(all_compensate, placed).fetchone() or (False,))[0], 20)
+        eventually(lambda: (conn.execute(all_compensate, placed).fetchone() or (False,))[0], 30)
         twice = "SELECT saga_id FROM saga_history WHERE reason IN ('nudge', 'pay') GROUP BY saga_id, reason HAVING count(*) > 1"
         assert conn.execute(twice).fetchall() == []

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import functools
 import os
 import random
 import threading
@@ -148,16 +149,19 @@ def test_a_receipt_that_nobody_takes_is_parked_and_the_money_kept(impatient_stac
 
 def test_a_receipt_that_is_reported_before_its_payment_counts(impatient_stack: Stack) -> None:
     """EmailSent overtakes PaymentProcessed: paid, then notified at once, from the fact that was kept."""
-    impatient_stack.provider_behaves(delay_s=0.8)
+    impatient_stack.provider_behaves(down=True)
     answer = bought(impatient_stack)
     early = events.EmailSent(order_id=answer["id"], saga_id=uuid.UUID(answer["saga_id"]), template="receipt", smtp_message_id="<early>")
     asyncio.run(_publish(impatient_stack, early))
+    polling.eventually(lambda: "EmailSent" in _events(impatient_stack, answer["saga_id"]))
+    impatient_stack.provider_behaves()
 
     saga = impatient_stack.ended(answer["saga_id"])
 
     names = [row["event"] for row in saga["history"]]
     captured = names.index("PaymentProcessed")
-    assert names[:2] == ["OrderCreated", "EmailSent"]
+    assert names[0] == "OrderCreated"
+    assert names.index("EmailSent") < captured
     assert (names[captured + 1], saga["history"][captured + 1]["to"]) == ("EmailSent", "notified")
     assert saga["state"] == "notified"
 
@@ -166,6 +170,9 @@ def test_cancelling_races_with_capturing(impatient_stack: Stack) -> None:
     """Two hundred orders, each cancelled at some moment around its capture: money as the state says, at most one charge and one refund."""
     impatient_stack.provider_behaves(delay_s=0.05)
     dice = random.Random(42)
+    began = time.monotonic()
+    impatient_stack.reached(bought(impatient_stack)["saga_id"], "paid", "notified")
+    paid_s = time.monotonic() - began
 
     def race(pause_s: float) -> dict[str, Any]:
         answer = bought(impatient_stack)
@@ -174,13 +181,12 @@ def test_cancelling_races_with_capturing(impatient_stack: Stack) -> None:
         return answer
 
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(race, [dice.uniform(0, 0.4) for _ in range(RACES)]))
+        answers = list(threads.map(race, [dice.uniform(0, 2 * paid_s) for _ in range(RACES)]))
 
     ends = Counter[str]()
     for answer in answers:
         saga = impatient_stack.reached(answer["saga_id"], "compensated", deadline_s=60)
-        found = moved(impatient_stack, answer["saga_id"])
-        assert found["charge"] == found["refund"] <= 1
+        polling.eventually(functools.partial(neutral, impatient_stack, answer["saga_id"]), 30)
         assert saga["captured"] == saga["refunded"]
         ends[next(row["from"] for row in saga["history"] if row["event"] == "CancelRequested")] += 1
     assert len(ends) > 1, f"the race was none: {ends}"
@@ -188,29 +194,28 @@ def test_cancelling_races_with_capturing(impatient_stack: Stack) -> None:
 
 def test_a_provider_that_forgets_its_keys_is_found_out(impatient_stack: Stack) -> None:
     """Charged twice for one order under one key: the surplus goes back by itself, and somebody is told."""
-    impatient_stack.provider_behaves(delay_s=2.5, ignore_idempotency_keys=True)
+    impatient_stack.provider_behaves(delay_s=6, ignore_idempotency_keys=True)
     answer = bought(impatient_stack)
     polling.eventually(lambda: moved(impatient_stack, answer["saga_id"])["charge"] >= 2, 30)
     impatient_stack.provider_behaves()
 
     def reconciled() -> bool:
-        found = moved(impatient_stack, answer["saga_id"])
         kept = 1 if impatient_stack.ended(answer["saga_id"])["state"] == "notified" else 0
-        return found["charge"] - found["refund"] == kept
+        found = moved(impatient_stack, answer["saga_id"])
+        with psycopg.connect(str(impatient_stack.known.payment_database_url)) as conn:
+            surplus = conn.execute("SELECT count(*) FROM duplicate_charges").fetchone()
+        told = impatient_stack.running["payment"].logs().count("payment.charged_twice")  # the last to happen
+        return found["charge"] - found["refund"] == kept and surplus == (found["charge"] - 1,) and told == found["charge"] - 1
 
     polling.eventually(reconciled, 60)
-    with psycopg.connect(str(impatient_stack.known.payment_database_url)) as conn:
-        surplus = conn.execute("SELECT count(*) FROM duplicate_charges").fetchone()
-    assert surplus == (moved(impatient_stack, answer["saga_id"])["charge"] - 1,)
-    assert "payment.charged_twice" in impatient_stack.running["payment"].logs()
 
 
 def test_a_provider_that_is_down_costs_time_and_no_order(impatient_stack: Stack) -> None:
     """While nobody can pay, orders wait or are given up in time; nothing is charged twice, and those that wait are sold."""
     impatient_stack.provider_behaves(down=True)
-    answers = [bought(impatient_stack) for _ in range(5)]
     mended = threading.Timer(OUTAGE_S, impatient_stack.provider_behaves)
     mended.start()
+    answers = [bought(impatient_stack) for _ in range(5)]
 
     ends = {impatient_stack.ended(answer["saga_id"], OUTAGE_S + 60)["state"] for answer in answers}
 
@@ -228,6 +233,11 @@ async def _publish(stack: Stack, message: events.Message) -> None:
     async with amqp.Publisher(str(stack.known.amqp_url), "test") as publisher:
         sealed = envelope.seal(message, message_id=ids.uuid7(), source="email", time=datetime.now(UTC), causation_id=None, traceparent=None)
         await publisher.publish(amqp.message_of(sealed), exchange=topology.EXCHANGE, routing_key=sealed.routing_key)
+
+
+def _events(stack: Stack, saga_id: str) -> list[str]:
+    _, saga = stack.call("GET", f"/api/sagas/{saga_id}")
+    return [row["event"] for row in saga["history"]]
 
 
 def _deadlines(stack: Stack, saga_id: str, state: str) -> int:

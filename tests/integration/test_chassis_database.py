@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import psycopg
 import pytest
+import structlog
 from opentelemetry.trace import SpanKind
 
 from sagapost_chassis import db, errors, ids, inbox, outbox, telemetry
@@ -91,6 +92,7 @@ async def test_a_claim_of_a_rolled_back_transaction_is_free_again(payment_db: st
 async def test_an_outbox_row_carries_the_running_trace(payment_db: str) -> None:
     """The trace of the request goes on in the message's headers."""
     telemetry.configure("test", "error")
+    structlog.reset_defaults()  # other tests of this process read warnings
     parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     async with db.open_pool(payment_db, "test") as pool:
         with telemetry.span("test", SpanKind.SERVER, parent):

@@ -45,7 +45,7 @@ async def _consuming(url: str, broker_url: str, box: Box, queue: str = QUEUE) ->
         handlers: dict[type[events.Message], consuming.Handler] = {events.CancelPayment: box.handle, events.EmailSent: box.handle}
         consumer = consuming.Consumer(url, queue, handlers, publisher, retry_delays_s=(1,))
         task = asyncio.create_task(consumer.run(stop))
-        await polling.eventually(consumer.check)
+        await polling.eventually(consumer.check, 60)
         yield
         stop.set()
         await task

@@ -23,9 +23,15 @@ IMPATIENT = domain.Terms(max_unanswered=1)
 
 
 @pytest.fixture
-async def till(payment_db: str, provider: services.Service) -> AsyncGenerator[Till]:
-    """Open the pool and the adapter; a call may take one second."""
-    async with pool_kit.opened(payment_db, "test-payment") as pool, providers.open_provider(provider.url, 1) as psp:
+def timeout_s() -> float:
+    """Give the seconds that a call may take; a test whose subject is a time-out names its own."""
+    return 10
+
+
+@pytest.fixture
+async def till(payment_db: str, provider: services.Service, timeout_s: float) -> AsyncGenerator[Till]:
+    """Open the pool and the adapter."""
+    async with pool_kit.opened(payment_db, "test-payment") as pool, providers.open_provider(provider.url, timeout_s) as psp:
         opened = Till(pool, psp, payment_db, provider)
         yield opened
         opened.behave()
@@ -67,7 +73,7 @@ async def test_a_refusal_is_final(till: Till, token: str, code: str) -> None:
     assert event.code == code
 
 
-@pytest.mark.parametrize("token", ["pm_error_after_charge", "pm_late"])
+@pytest.mark.parametrize(("token", "timeout_s"), [("pm_error_after_charge", 10), ("pm_late", 3)])
 async def test_a_charge_behind_a_failed_answer_is_found(till: Till, token: str) -> None:
     """An error or a time-out after the money moved ends captured at the first delivery, by asking for our reference."""
     order = order_of(token)
@@ -92,7 +98,7 @@ async def test_a_passing_fault_is_retried_with_the_same_key(till: Till) -> None:
     assert till.moved(order) == [("charge", str(AMOUNT))]
 
 
-@pytest.mark.parametrize("token", ["pm_hang", "pm_poison"])
+@pytest.mark.parametrize(("token", "timeout_s"), [("pm_hang", 1), ("pm_poison", 10)])
 async def test_a_provider_that_stays_silent_is_given_up_truthfully(till: Till, token: str) -> None:
     """After the allowed calls without a usable answer, a last look-up finds no charge and the payment is voided."""
     order = order_of(token)

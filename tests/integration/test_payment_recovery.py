@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -24,8 +25,8 @@ RETURNED: Final = ("refund", str(AMOUNT))
 
 @pytest.fixture
 async def till(payment_db: str, provider: services.Service) -> AsyncGenerator[Till]:
-    """Open the pool and the adapter; a call may take one second."""
-    async with pool_kit.opened(payment_db, "test-payment") as pool, providers.open_provider(provider.url, 1) as psp:
+    """Open the pool and the adapter; a call may take ten seconds."""
+    async with pool_kit.opened(payment_db, "test-payment") as pool, providers.open_provider(provider.url, 10) as psp:
         opened = Till(pool, psp, payment_db, provider)
         yield opened
         opened.behave()
@@ -188,13 +189,13 @@ async def test_two_replicas_never_look_at_one_payment_at_the_same_time(till: Til
         "SELECT number, gen_random_uuid(), 'processing', 1, 'USD', 'pm_card_ok', 'a@example.com', '[]', now(), now() "
         "  FROM generate_series(0, 19) AS number"
     )
-    terms = domain.Terms(look_s=0.001, call_s=7)
+    terms = domain.Terms(look_s=0.001, call_s=700)
 
     claims = await asyncio.gather(*(recovery.claim(till.pool, terms) for _ in range(8)))
 
     claimed = [payment.order_id for claim in claims for payment in claim]
     assert sorted(claimed) == list(range(20))
-    assert till.rows("SELECT count(*) FROM payments WHERE look_at > now() + interval '6 s'") == [(20,)]
+    assert till.rows("SELECT count(*) FROM payments WHERE look_at > now() + interval '690 s'") == [(20,)]
 
 
 async def test_a_look_that_takes_longer_than_its_claim_is_given_up(till: Till) -> None:
@@ -204,7 +205,7 @@ async def test_a_look_that_takes_longer_than_its_claim_is_given_up(till: Till) -
     till.due()
 
     with pytest.raises(errors.TransientError, match="not done within"):
-        await till.look(domain.Terms(call_s=0.3))
+        await till.look(domain.Terms(call_s=3))
 
     assert till.status() == ("processing", 1, None)
     assert till.rows("SELECT uncertain FROM payments") == [(True,)]
@@ -220,20 +221,29 @@ async def looking(till: Till, terms: domain.Terms, looks: list[int]) -> None:
 
 @pytest.mark.parametrize(("cancel_first", "told"), [(True, "PaymentRefunded"), (False, "PaymentProcessed")])
 async def test_no_look_disturbs_a_call_that_is_under_way(
-    till: Till, eventually: Callable[..., Any], *, cancel_first: bool, told: str
+    till: Till, eventually: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, *, cancel_first: bool, told: str
 ) -> None:
     """However often somebody looks, a slow charge has its payment to itself, and a cancellation noted meanwhile one answer: a refund."""
-    order, terms, looks = order_of(), domain.Terms(look_s=0.001, call_s=3.5), list[int]()
-    till.behave(delay_s=0.6)
+    order, terms, looks = order_of(), domain.Terms(look_s=0.001), list[int]()
+    entered, release = asyncio.Event(), asyncio.Event()
+    charge: Callable[..., Any] = till.psp.charge
 
-    async def intended() -> bool:
-        return till.rows("SELECT 1 FROM payments") != []
+    async def held(**asked: object) -> object:
+        entered.set()
+        await release.wait()
+        return await charge(**asked)
 
+    async def looked(more: int) -> bool:
+        return len(looks) >= more
+
+    monkeypatch.setattr(till.psp, "charge", held)
     sweeping = asyncio.create_task(looking(till, terms, looks))
     charging = asyncio.create_task(till.order(order, terms=terms))
-    await eventually(intended)
+    await asyncio.wait_for(entered.wait(), 30)
     if cancel_first:
         await till.cancel(order, terms=terms)
+    await eventually(partial(looked, len(looks) + 20), 30)
+    release.set()
     await charging
     assert sweeping.cancel()
 
@@ -267,7 +277,7 @@ async def test_a_cancellation_of_an_open_payment_brings_a_look_soon(till: Till) 
 
 async def test_cancellations_that_race_with_captures_and_looks_have_one_answer_each(till: Till) -> None:
     """Forty orders, each cancelled at another moment of its charge, while looks go on: one answer each, and no money kept."""
-    terms = domain.Terms(look_s=0.001, call_s=3.5)
+    terms = domain.Terms(look_s=0.001)
     till.behave(delay_s=0.05)
     orders = [msgspec.structs.replace(order_of(), order_id=number) for number in range(40)]
 

@@ -24,8 +24,8 @@ RETURNED: Final = ("refund", str(AMOUNT))
 
 @pytest.fixture
 async def till(payment_db: str, provider: services.Service) -> AsyncGenerator[Till]:
-    """Open the pool and the adapter; a call may take one second."""
-    async with pool_kit.opened(payment_db, "test-payment") as pool, providers.open_provider(provider.url, 1) as psp:
+    """Open the pool and the adapter; a call may take ten seconds."""
+    async with pool_kit.opened(payment_db, "test-payment") as pool, providers.open_provider(provider.url, 10) as psp:
         opened = Till(pool, psp, payment_db, provider)
         yield opened
         opened.behave()

@@ -94,9 +94,10 @@ def test_a_line_that_is_being_written_is_read_when_it_is_whole(tmp_path: pathlib
     assert (begun, list(memory.news()), list(memory.news())) == (["receipt-1"], ["receipt-2"], [])
 
 
-def test_yesterday_is_remembered_and_older_days_go(tmp_path: pathlib.Path) -> None:
+def test_yesterday_is_remembered_and_older_days_go(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder is bounded by two days of mails."""
     today = datetime.now(UTC).date()
+    monkeypatch.setattr(recent, "_today", lambda: today)  # it may be just before midnight
     for age in range(4):
         (tmp_path / f"accepted-{today - timedelta(days=age):%Y%m%d}.txt").write_text(f"receipt-{age}\n", encoding="ascii")
 

@@ -189,10 +189,13 @@ class Publisher:
         task = asyncio.ensure_future(publishing)
         deadline = time.monotonic() + PUBLISH_TIMEOUT_S + patience_s
         wait_s: float = PUBLISH_TIMEOUT_S
+        blocked = False
         try:
             while not (await asyncio.wait((task,), timeout=wait_s))[0]:
-                wait_s = min(1.0, deadline - time.monotonic())
-                if wait_s <= 0 or not await _blocked(self._connection):
+                was_blocked, blocked = blocked, await _blocked(self._connection)
+                # when the alarm has just ended the confirm is under way, and takes no longer than any other
+                wait_s = min(1.0 if blocked else PUBLISH_TIMEOUT_S, deadline - time.monotonic())
+                if wait_s <= 0 or not (blocked or was_blocked):
                     raise TimeoutError
             return task.result()
         finally:
