@@ -1,6 +1,7 @@
 """RabbitMQ connections and confirmed publishing; it must not know what a message means."""
 
 import asyncio
+import functools
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
@@ -77,6 +78,24 @@ def failures(sentence: str) -> Generator[None]:
         raise BrokerUnavailableError(f"{sentence}: {tls.fault(exc, 'broker') or f'{type(exc).__name__}: {exc}'}") from exc
 
 
+@functools.cache
+def _closing(connection_class: type[aio_pika.Connection]) -> type[aio_pika.Connection]:
+    """Derive a connection that counts as closed when it could not be opened.
+
+    Else the client's destructor begins to close it, in whatever thread collects it, and where no loop runs nobody awaits that.
+    """
+
+    class Closing(connection_class):  # type: ignore[misc, valid-type]
+        async def connect(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the client's own signature
+            try:
+                await super().connect(timeout)
+            except BaseException:
+                await self.close()
+                raise
+
+    return Closing
+
+
 async def connect(url: str, name: str, *, connection_class: type[aio_pika.Connection] = aio_pika.Connection) -> abc.AbstractConnection:
     """Open a plain connection; `name` shows in the broker's management page, and `connection_class` may be lenient.Connection.
 
@@ -84,9 +103,10 @@ async def connect(url: str, name: str, *, connection_class: type[aio_pika.Connec
         BrokerUnavailableError: no node that `url` names answered within `CONNECT_TIMEOUT_S` seconds.
 
     """
+    kind = _closing(connection_class)
 
     async def one(node: str) -> abc.AbstractConnection:
-        return await aio_pika.connect(with_heartbeat(node), client_properties={"connection_name": name}, connection_class=connection_class)
+        return await aio_pika.connect(with_heartbeat(node), client_properties={"connection_name": name}, connection_class=kind)
 
     return await first(url, one)
 
