@@ -26,10 +26,10 @@ SELECT h.saga_id::text, h.reason, h.at, CASE h.reason WHEN 'nudge' THEN s.create
 """
 
 
-def checkout(service: services.Service) -> int:
+def checkout(service: services.Service, key: str | None = None) -> int:
     """Buy one laptop from the order service itself."""
     connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=10)
-    connection.request("POST", "/checkout", CART, {"Content-Type": "application/json"})
+    connection.request("POST", "/checkout", CART, {"Content-Type": "application/json"} | ({"Idempotency-Key": key} if key else {}))
     answer = connection.getresponse()
     answer.read()
     connection.close()
@@ -69,6 +69,26 @@ def test_each_deadline_fires_once_although_its_process_died(
     if lateness_s:
         record_property("lateness_p50_s", lateness_s[len(lateness_s) // 2])
         record_property("lateness_p99_s", lateness_s[int(len(lateness_s) * 0.99)])
+
+
+def test_while_an_old_order_is_unpaid_new_ones_are_asked_for_later(
+    order_db: str, vhost: str, start_service: Start, eventually: Callable[..., Any]
+) -> None:
+    """With a key or without: while payments are late new orders are asked for after two thirds of the time to pay, later after one."""
+    env = {"SAGAPOST_DATABASE_URL": order_db, "SAGAPOST_AMQP_URL": vhost, "SAGAPOST_PAY_WINDOW_S": "900"}
+    service = start_service("order", env).wait_ready()
+    with psycopg.connect(order_db, autocommit=True) as conn:
+
+        def wait_s(oldest_s: int, key: str | None = None) -> float:
+            conn.execute("UPDATE sagas SET created_at = now() - %s * interval '1 second'", (oldest_s,))
+            assert checkout(service, key) == 202
+            newest = conn.execute("SELECT deadline_at - created_at FROM sagas ORDER BY order_id DESC LIMIT 1").fetchone()
+            return newest[0].total_seconds() if newest else 0
+
+        assert wait_s(0) == 300
+        eventually(lambda: wait_s(60) == 600, 30)
+        assert wait_s(60, "a-key") == 600
+        eventually(lambda: wait_s(0) == 300, 30)
 
 
 @pytest.mark.parametrize("crash", ["sweeper.after_commit", "sweeper.after_commit:5"])

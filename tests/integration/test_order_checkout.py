@@ -14,7 +14,7 @@ from psycopg import rows
 
 from sagapost_chassis import crashpoints, db
 from sagapost_contracts import envelope, events
-from sagapost_order import domain, errors, handlers, queries, saga
+from sagapost_order import domain, errors, handlers, queries, resources, saga
 
 pytestmark = pytest.mark.anyio
 
@@ -84,6 +84,23 @@ async def test_checkout_writes_order_lines_saga_history_and_event(pool: db.Pool,
     assert (begun["order_id"], begun["state"], begun["version"], begun["deadline_kind"]) == (order.id, "created", 1, "nudge")
     assert (begun["nudge"].total_seconds(), begun["window"].total_seconds()) == (300, 900)
     assert begun["created_at"] == stored["created_at"] == order.created_at
+
+
+@pytest.mark.parametrize(("behind_s", "wait_s"), [(30, 300), (30.1, 600)])
+async def test_who_comes_while_payments_are_late_is_asked_for_later(
+    behind_s: float, wait_s: int, pool: db.Pool, sql: psycopg.Connection[dict[str, Any]]
+) -> None:
+    """With a key or without: payment is asked again after a third of the time to pay, or after two; that time stays the same."""
+    key = domain.IdempotencyKey(client="demo", key="k", fingerprint=bytes(32))
+    await handlers.checkout(pool, cart(), pay_window_s=900, started_s=0, behind_s=behind_s)
+    await handlers.checkout_once(pool, cart(), key, answer=resources.accepted, pay_window_s=900, started_s=0, behind_s=behind_s)
+
+    found = sql.execute("SELECT deadline_kind, deadline_at - created_at AS nudge, pay_before - created_at AS window FROM sagas").fetchall()
+
+    assert [(row["deadline_kind"], row["nudge"].total_seconds(), row["window"].total_seconds()) for row in found] == [
+        ("nudge", wait_s, 900),
+        ("nudge", wait_s, 900),
+    ]
 
 
 async def test_event_in_the_outbox_is_the_order(pool: db.Pool, sql: psycopg.Connection[dict[str, Any]]) -> None:

@@ -33,6 +33,9 @@ _MARK: Final = "SELECT pg_logical_emit_message(true, 'sagapost', '')"
 # For the server's end. By itself a server keeps the session of a client that has vanished for two hours: some losses of the network
 # later all its connections are taken.
 _KEEPALIVES: Final = "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3 -c tcp_user_timeout=10000"
+# Every statement finds its rows by an index. A plan that was made while a table was nearly empty must not read all of it later, when
+# thousands of rows came within a minute and nobody has analysed them yet.
+_PLANS: Final = "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c jit=off"
 
 
 # A connection that was in use a moment ago, and on which nothing has come since, is as good as one that was asked again: a server that
@@ -95,7 +98,7 @@ class CommitUnknownError(errors.TransientError):
 
 
 def dsn_of(url: str, name: str) -> str:
-    """Complete a connection URL with the timeouts and keepalives every connection has (seconds; tcp_user_timeout in ms)."""
+    """Complete a connection URL with what every connection has: timeouts, keepalives (seconds; tcp_user_timeout in ms), pinned plans."""
     given = {key: str(value) for key, value in conninfo.conninfo_to_dict(url).items() if value is not None}
     defaults = {
         "application_name": name,
@@ -107,7 +110,7 @@ def dsn_of(url: str, name: str) -> str:
         "keepalives_interval": "1",
         "keepalives_count": "3",
         "tcp_user_timeout": "5000",
-        "options": f"{_TIMEOUTS} {_KEEPALIVES}",
+        "options": f"{_TIMEOUTS} {_KEEPALIVES} {_PLANS}",
     }
     return conninfo.make_conninfo("", **(defaults | given))
 

@@ -17,7 +17,7 @@ from sagapost_contracts import envelope, events
 SHARDS: Final = 4  # fixed per database: a shard never moves between cursors
 MAX_PAYLOAD_BYTES: Final = 1 << 20  # the table's CHECK says the same
 CHANNEL: Final = "sagapost_outbox"
-HINT_GAP_S: Final = 0.004
+HINT_GAP_S: Final = 0.01
 _HINT: Final = "SELECT pg_notify(%(channel)s, 'rows')"
 
 # the id is drawn here, in the INSERT, after the caller has locked the aggregate: an id drawn earlier inverts order

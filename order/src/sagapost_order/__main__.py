@@ -31,10 +31,10 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
             retry_delays_s=ladder.parse(config.retry_delays_s),
         )
         checks = health.routes("order", {"database": functools.partial(_reads, pool)}, {"rabbitmq": updates.check})
-        policy, watcher = config.policy(), watch.Watch(pool)
+        policy, watcher, backlog = config.policy(), watch.Watch(pool), sweeper.Backlog()
         app = web.app(
             [
-                *api.routes(pool, policy, config.pay_window_s),
+                *api.routes(pool, policy, config.pay_window_s, lambda: backlog.unpaid_s),
                 *saga_api.routes(pool, policy, watcher),
                 *client_api.routes(pool, env=config.env),
                 *checks,
@@ -45,7 +45,7 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
             group.create_task(updates.run(stop))
             group.create_task(hints.run(stop))
             group.create_task(watcher.run(stop))
-            group.create_task(sweeper.run(pool, policy, stop))
+            group.create_task(sweeper.run(pool, policy, stop, backlog))
 
 
 async def _reads(pool: db.Pool) -> bool:

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import litestar
@@ -17,8 +18,8 @@ _ATTEMPT: Final = re.compile(r"\A[0-9a-f]{32}\Z")
 _ID: Final = re.compile(r"\A[1-9][0-9]{0,18}\Z")
 
 
-def routes(pool: db.Pool, policy: states.Policy, pay_window_s: float) -> list[Any]:
-    """Give the route handlers; `pay_window_s` is how long an order may stay unpaid, in seconds."""
+def routes(pool: db.Pool, policy: states.Policy, pay_window_s: float, behind_s: Callable[[], float]) -> list[Any]:
+    """Give the route handlers; in seconds: how long an order may stay unpaid, and how long the oldest unpaid one has waited."""
 
     @litestar.post("/checkout", status_code=202)
     async def checkout(request: problems.Request) -> litestar.Response[bytes]:
@@ -28,10 +29,14 @@ def routes(pool: db.Pool, policy: states.Policy, pay_window_s: float) -> list[An
         key = _check_headers(request, body)
         parsed, client = domain.parse_checkout(body), saga_api.client_of(request)
         if key is None:
-            order = await handlers.checkout(pool, parsed, pay_window_s=pay_window_s, started_s=started_s, client=client)
+            order = await handlers.checkout(
+                pool, parsed, pay_window_s=pay_window_s, started_s=started_s, client=client, behind_s=behind_s()
+            )
             return _answered(resources.accepted(order))
         once = domain.IdempotencyKey(client=client, key=key, fingerprint=domain.fingerprint(parsed))
-        answer = await handlers.checkout_once(pool, parsed, once, answer=resources.accepted, pay_window_s=pay_window_s, started_s=started_s)
+        answer = await handlers.checkout_once(
+            pool, parsed, once, answer=resources.accepted, pay_window_s=pay_window_s, started_s=started_s, behind_s=behind_s()
+        )
         return _answered(answer if key[0] != _OURS else msgspec.structs.replace(answer, replayed=False))
 
     @litestar.get("/orders/{order_id:str}")

@@ -28,12 +28,18 @@ class _Written(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 
 
 async def checkout(
-    pool: db.Pool, request: domain.CheckoutRequest, *, pay_window_s: float, started_s: float, client: str = access.DEMO
+    pool: db.Pool,
+    request: domain.CheckoutRequest,
+    *,
+    pay_window_s: float,
+    started_s: float,
+    client: str = access.DEMO,
+    behind_s: float = 0,
 ) -> domain.Order:
     """Place an order: order, lines, saga, history and OrderCreated in one transaction, all at the transaction's one instant.
 
     `started_s` is the perf counter at the start of the request: what passed until the INSERT is the order's
-    processing_duration_ms, because the row has to be written before its commit can be timed.
+    processing_duration_ms, because the row has to be written before its commit can be timed. `behind_s`: see saga.first_facts.
 
     Raises:
         UnknownProductError, PriceChangedError, RequestInvalidError: nothing was written.
@@ -43,7 +49,7 @@ async def checkout(
     saga_id = ids.uuid7()
 
     async def place(conn: db.Connection) -> _Written[domain.Order]:
-        return await _place(conn, request, saga_id, pay_window_s, started_s, client=client)
+        return await _place(conn, request, saga_id, pay_window_s, started_s, client=client, behind_s=behind_s)
 
     return await _store(pool, saga_id, place)
 
@@ -56,6 +62,7 @@ async def checkout_once(
     answer: Callable[[domain.Order], domain.Answer],
     pay_window_s: float,
     started_s: float,
+    behind_s: float = 0,
 ) -> domain.Answer:
     """Place an order and keep its answer under the key, in one transaction; give the kept answer to whoever repeats the key.
 
@@ -80,7 +87,7 @@ async def checkout_once(
             return _Written(outcome=kept.answer, xid=None)
         if not alone:
             raise errors.KeyInProgressError
-        placed = await _place(conn, request, saga_id, pay_window_s, started_s, client=key.client)
+        placed = await _place(conn, request, saga_id, pay_window_s, started_s, client=key.client, behind_s=behind_s)
         first = answer(placed.outcome)
         if not await queries.keep_answer(conn, key, first, placed.outcome.id):
             raise errors.KeyInProgressError
@@ -200,12 +207,19 @@ async def _store(pool: db.Pool, saga_id: UUID, write: Callable[[db.Connection], 
 
 
 async def _place(
-    conn: db.Connection, request: domain.CheckoutRequest, saga_id: UUID, pay_window_s: float, started_s: float, *, client: str
+    conn: db.Connection,
+    request: domain.CheckoutRequest,
+    saga_id: UUID,
+    pay_window_s: float,
+    started_s: float,
+    *,
+    client: str,
+    behind_s: float,
 ) -> _Written[domain.Order]:
     catalogue = {product.id: product for product in await queries.prices(conn, [item.product_id for item in request.items])}
     lines, total = domain.price_order(request.items, catalogue)
     at = next(iter(catalogue.values())).at
-    facts, message_id, pay_before = saga.first_facts(at, pay_window_s), ids.uuid7(), at + timedelta(seconds=pay_window_s)
+    facts, message_id, pay_before = saga.first_facts(at, pay_window_s, behind_s), ids.uuid7(), at + timedelta(seconds=pay_window_s)
     order = domain.Order(
         id=0,
         user_id=request.user_id,

@@ -28,11 +28,17 @@ FAILURES: Final = prometheus_client.Counter(
 )
 
 
-async def run(pool: db.Pool, policy: states.Policy, stop: asyncio.Event) -> None:
+class Backlog:
+    """What checkouts are to know of those before them: for how many seconds the oldest unpaid order had waited at the last look."""
+
+    unpaid_s = 0.0
+
+
+async def run(pool: db.Pool, policy: states.Policy, stop: asyncio.Event, backlog: Backlog) -> None:
     """Sweep until `stop` is set; each replica does, and none waits for another."""
     async with asyncio.TaskGroup() as group:
         group.create_task(_deadlines(pool, policy, stop))
-        group.create_task(_gauges(pool, stop))
+        group.create_task(_gauges(pool, stop, backlog))
         group.create_task(_forgetting(pool, stop))
 
 
@@ -56,7 +62,7 @@ async def _deadlines(pool: db.Pool, policy: states.Policy, stop: asyncio.Event) 
         await _pause(stop, _DEADLINES_S)
 
 
-async def _gauges(pool: db.Pool, stop: asyncio.Event) -> None:
+async def _gauges(pool: db.Pool, stop: asyncio.Event, backlog: Backlog) -> None:
     """Measure what has not ended."""
     while not stop.is_set():
         try:
@@ -71,6 +77,8 @@ async def _gauges(pool: db.Pool, stop: asyncio.Event) -> None:
                     OVERDUE.labels(state).set(found.overdue if found else 0)
                     OLDEST.labels(state).set(found.oldest_s if found else 0)
             ATTENTION.set(calling)
+            unpaid = live.get(states.CREATED)
+            backlog.unpaid_s = unpaid.oldest_s if unpaid else 0
         await _pause(stop, _GAUGES_S)
 
 
