@@ -1,6 +1,7 @@
 """The transactional outbox: a message is a row of the same transaction as the change it tells of."""
 
 import asyncio
+import time
 import zlib
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -17,7 +18,9 @@ from sagapost_contracts import envelope, events
 SHARDS: Final = 4  # fixed per database: a shard never moves between cursors
 MAX_PAYLOAD_BYTES: Final = 1 << 20  # the table's CHECK says the same
 CHANNEL: Final = "sagapost_outbox"
-HINT_GAP_S: Final = 0.01
+HINT_GAP_S: Final = 0.004
+HINT_GAP_MAX_S: Final = 0.05  # relays look as often by themselves
+_HINT_SHARE: Final = 3  # a hint that takes long has a busy server: no more than a third of the time goes into hints
 _HINT: Final = "SELECT pg_notify(%(channel)s, 'rows')"
 
 # the id is drawn here, in the INSERT, after the caller has locked the aggregate: an id drawn earlier inverts order
@@ -126,7 +129,7 @@ class Hints:
         self._committed.set()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Pass hints on until `stop` is set, one per `HINT_GAP_S` at most."""
+        """Pass hints on until `stop` is set, one per `HINT_GAP_S` at most, and fewer while each takes long."""
         passing = asyncio.ensure_future(self._pass_on())
         try:
             await stop.wait()
@@ -141,6 +144,8 @@ class Hints:
                     while True:
                         await self._committed.wait()
                         self._committed.clear()
+                        began = time.monotonic()
                         await conn.execute(_HINT, {"channel": CHANNEL})
-                        await asyncio.sleep(HINT_GAP_S)
+                        took_s = time.monotonic() - began
+                        await asyncio.sleep(min(max(HINT_GAP_S, (_HINT_SHARE - 1) * took_s), HINT_GAP_MAX_S))
             await asyncio.sleep(1)
