@@ -15,9 +15,12 @@ from integration import lateness
 
 from sagapost_chassis import ids
 from sagapost_contracts import topology
-from sagapost_relay import blocks, lanes
+from sagapost_relay import blocks, lanes, queries, snapshot
 from sagapost_relay.blocks import Outcome
 from sagapost_relay.broker import Broker
+from sagapost_relay.desk import Desk
+from sagapost_relay.settings import Settings
+from sagapost_relay.shard import Shard
 from sagapost_sandbox import packages, rabbitmq
 from sagapost_sandbox.testing import containers, polling, servers
 
@@ -102,6 +105,36 @@ async def publish(lane: lanes.Lane, *pages: Sequence[blocks.Row], deadline_s: fl
         for event in settled:
             await event.wait()
     return [[Outcome(outcome) for outcome in block.outcomes] for block in sent]
+
+
+def desk_with_a_shard() -> tuple[Desk, Shard]:
+    """Make a relay's desk that holds one shard, without a database."""
+    desk = Desk(Settings(database_url="", amqp_url=""), "test")
+    desk.admit(
+        queries.Cursor(shard=0, lo=snapshot.EMPTY, hi=None, last_id=0, epoch=1, strikes=0, suspect=None, system_identifier=1), float("inf")
+    )
+    return desk, desk.shards[0]
+
+
+async def launch(desk: Desk, shard: Shard, rows: Sequence[blocks.Row]) -> list[blocks.Block]:
+    """Do what the pump does with a page, and give the blocks in flight."""
+    flown: list[blocks.Block] = []
+    for flight in shard.plan(rows, snapshot.parse("100:100:"), len(rows) + 1):
+        lane = await desk.lane(shard)
+        assert lane is not None
+        block = shard.launch(flight, desk.landed)
+        assert block is not None
+        await lane.send(block)
+        flown.append(block)
+    return flown
+
+
+async def fly(desk: Desk, shard: Shard, rows: Sequence[blocks.Row]) -> list[Outcome]:
+    """Launch a page, wait until the broker has answered for all of it, and give the answers."""
+    flown = await launch(desk, shard, rows)
+    await until(lambda: not any(block.left for block in flown), 20)
+    desk.landed()
+    return [Outcome(outcome) for block in flown for outcome in block.outcomes]
 
 
 async def take(url: str, queue: str, count: int, deadline_s: float = 20) -> list[aio_pika.abc.AbstractIncomingMessage]:

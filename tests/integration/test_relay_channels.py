@@ -13,6 +13,7 @@ from integration import relay_lanes
 
 from sagapost_contracts import topology
 from sagapost_relay import blocks, channels
+from sagapost_relay import shard as relay_shard
 from sagapost_relay.blocks import Outcome
 
 pytestmark = pytest.mark.anyio
@@ -131,6 +132,39 @@ async def test_what_a_full_queue_rejects_is_nacked_and_the_others_stand(vhost: s
     assert {outcome for row, outcome in said if row.routing_key == LIMITED} == {Outcome.CONFIRMED, Outcome.NACKED}
     confirmed = [row.payload for row, outcome in said if row.routing_key == LIMITED and outcome == Outcome.CONFIRMED]
     assert _bodies(await relay_lanes.take(vhost, limited, len(confirmed))) == confirmed
+
+
+@both_lanes
+async def test_a_lane_on_which_a_queue_rejected_something_is_replaced(vhost: str, monkeypatch: pytest.MonkeyPatch, *, plain: bool) -> None:
+    """After a while, when neither rows nor retries are in flight on it; the pump reads nothing until then. Others stay."""
+    await _limited_queue(vhost, 1)
+    desk, shard = relay_lanes.desk_with_a_shard()
+    fitting = [relay_lanes.row(number) for number in range(3)]
+
+    async with relay_lanes.connected(vhost, plain=plain) as desk.broker:
+        confirmed = await relay_lanes.fly(desk, shard, fitting)
+        first = await desk.lane(shard)
+        monkeypatch.setattr(relay_shard, "FRESH_S", 3600)
+        rejected = await relay_lanes.fly(desk, shard, [relay_lanes.row(number, LIMITED) for number in range(3, 6)])
+        young = (await desk.lane(shard), shard.limit(256))
+        flown = await relay_lanes.launch(desk, shard, [relay_lanes.row(6)])
+        monkeypatch.setattr(relay_shard, "FRESH_S", 0)
+        in_flight = (await desk.lane(shard), shard.limit(256))
+        await relay_lanes.until(lambda: not flown[0].left)
+        desk.landed()
+        shard.retrying = True
+        retrying = await desk.lane(shard)
+        shard.retrying = False
+        settled = (await desk.lane(shard), shard.limit(256))
+        again = await relay_lanes.fly(desk, shard, fitting)
+        kept = await desk.lane(shard)
+
+    assert (confirmed, rejected, again) == ([Outcome.CONFIRMED] * 3, [Outcome.CONFIRMED, *[Outcome.NACKED] * 2], [Outcome.CONFIRMED] * 3)
+    assert young == (first, 256)
+    assert in_flight == (first, 0)
+    assert retrying is first
+    assert settled == (kept, 256)
+    assert kept is not first
 
 
 @both_lanes

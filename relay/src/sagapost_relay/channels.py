@@ -8,6 +8,7 @@ import asyncio
 import dataclasses
 import inspect
 import itertools
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
@@ -75,6 +76,7 @@ class BlockChannel(channel.Channel):
         self._encoder = frames.Encoder(channel=number, exchange=exchange, frame_max=connector.connection_tune.frame_max)
         self._ending = ending
         self._tags = tags.Tags()
+        self.nacked_at: float | None = None
         self._drained: asyncio.Future[None] | None = None
         self._put: asyncio.Future[None] | None = None
         self._gone: asyncio.Future[Any] = self.closing
@@ -161,7 +163,9 @@ class BlockChannel(channel.Channel):
         await super()._on_close_frame(frame)
 
     async def _on_confirm_frame(self, frame: abc.ConfirmationFrameType) -> None:
-        outcome = blocks.Outcome.CONFIRMED if isinstance(frame, commands.Basic.Ack) else blocks.Outcome.NACKED
+        outcome = blocks.Outcome.CONFIRMED
+        if not isinstance(frame, commands.Basic.Ack):
+            outcome, self.nacked_at = blocks.Outcome.NACKED, self.nacked_at or time.monotonic()
         if not self._tags.answer(frame.delivery_tag or 0, outcome, multiple=getattr(frame, "multiple", False)):
             telemetry.log.warning("relay.unknown_confirm", frame=frame.name, delivery_tag=frame.delivery_tag)
 

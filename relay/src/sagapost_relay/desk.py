@@ -77,13 +77,16 @@ class Desk:
             self.wake.set()
 
     async def lane(self, shard: Shard) -> lanes.Lane | None:
-        """Give the shard's one channel, opened when there is none; None without a broker.
+        """Give the shard's one channel, opened when there is none or when a fresh one is due; None without a broker.
 
         Raises:
             BrokerUnavailableError: the broker does not open one.
 
         """
         async with self._opening:  # two channels would keep no order between them
+            if shard.lane is not None and shard.worn() and not shard.unsettled() and not shard.retrying:
+                worn, shard.lane = shard.lane, None
+                await worn.drop()
             if shard.lane is None and self.broker is not None:
                 shard.lane = await self.broker.lane(shard.number)
             return shard.lane
@@ -120,7 +123,7 @@ class Desk:
             self.broken.set()
 
     def _lose(self, shard: Shard, refusal: str | None, wait_s: float, *, to_blame: bool = True) -> None:
-        rows = sum(flight.unsettled() for flight in shard.flights)
+        rows = shard.unsettled()
         metrics.REPUBLISHED.inc(rows)
         telemetry.log.warning("relay.channel_lost", shard=shard.number, in_flight=rows, reason=refusal or "connection lost")
         shard.lose(refusal, wait_s, to_blame=to_blame)

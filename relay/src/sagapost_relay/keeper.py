@@ -106,6 +106,7 @@ async def _answer(desk: Desk, shard: Shard, rows: Sequence[Row]) -> tuple[Block,
         lane = await desk.lane(shard)
         if lane is None or not desk.may_write(shard):
             return block, None
+        shard.retrying = True
         await lane.send(block)
         deadline = time.monotonic() + _ANSWER_S
         while not settled.is_set() and lane.closed is None and time.monotonic() < deadline:
@@ -114,4 +115,6 @@ async def _answer(desk: Desk, shard: Shard, rows: Sequence[Row]) -> tuple[Block,
                     await settled.wait()
     except amqp.BrokerUnavailableError:
         return block, None
+    finally:
+        shard.retrying = False
     return block, lane.closed if lane.reply_code is not None else None

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -36,6 +37,11 @@ class Lane(Protocol):
     @property
     def reply_code(self) -> int | None:
         """The broker's reply code when it closed this channel alone; None while it is open, and when the connection was lost."""
+        ...
+
+    @property
+    def nacked_at(self) -> float | None:
+        """When a queue first rejected something on this lane, by time.monotonic(); None: never."""
         ...
 
     async def send(self, block: blocks.Block) -> None:
@@ -98,6 +104,7 @@ class PlainLane:
         self._exchange = exchange
         self._ending = ending
         self._tasks: set[asyncio.Future[Any]] = set()
+        self.nacked_at: float | None = None
         ending.watch(channel.closing)
         # a publish that waits to be written is not the client's own task, and would wait for ever
         channel.closing.add_done_callback(self._cancel)
@@ -148,6 +155,7 @@ class PlainLane:
         elif isinstance(exc, aiormq.PublishError):
             block.settle_one(index, blocks.Outcome.RETURNED, returned(exc.frame))
         elif isinstance(exc, aiormq.DeliveryError):
+            self.nacked_at = self.nacked_at or time.monotonic()
             block.settle(index, index + 1, blocks.Outcome.NACKED)
         else:
             self._ending.fail(exc)

@@ -16,6 +16,9 @@ UNCONFIRMED_MAX: Final = 512
 STRIKES: Final = 2
 # a connection that is lost without a word says little of the row that was in flight: the broker may be restarting
 LONELY: Final = 4
+# A channel whose first publish meets a queue without a leader is nacked by RabbitMQ 3.10 for as long as the last leader's node is away
+# (docs/adr/0026), and one that is opened then is not. A queue that is full gets nothing better from a fresh channel, so not at each nack.
+FRESH_S: Final = 1.0
 
 
 class Flight(msgspec.Struct, kw_only=True):
@@ -42,6 +45,7 @@ class Shard:
         self.flights: deque[Flight] = deque()
         self.aside: list[parked.Aside] = []
         self.lane: lanes.Lane | None = None
+        self.retrying = False  # rows that were set aside are in flight too
         self.not_before = 0.0
         self.losses = 0
         self.leaving = False
@@ -69,7 +73,19 @@ class Shard:
             return 0
         if self.careful:
             return 0 if self.flights else 1
-        return batch if sum(flight.unsettled() for flight in self.flights) + batch <= UNCONFIRMED_MAX else 0
+        unsettled = self.unsettled()
+        if unsettled and self.worn():
+            return 0
+        return batch if unsettled + batch <= UNCONFIRMED_MAX else 0
+
+    def unsettled(self) -> int:
+        """Count the rows in flight without an answer."""
+        return sum(flight.unsettled() for flight in self.flights)
+
+    def worn(self) -> bool:
+        """Whether a fresh lane is due, once nothing is in flight on this one: a queue has rejected something on it."""
+        nacked_at = None if self.lane is None else self.lane.nacked_at
+        return nacked_at is not None and time.monotonic() - nacked_at >= FRESH_S
 
     def idle(self) -> bool:
         """Whether nothing is in flight and everything settled is stored."""

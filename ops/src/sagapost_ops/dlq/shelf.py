@@ -1,5 +1,6 @@
 """Holds a queue's letters unacknowledged, the oldest first and no more than were there; it must not know what is done with them."""
 
+import collections
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -53,8 +54,8 @@ class Shelf:
         self._channels = [link.channel()]
         self.depth = link.depth(self._channels[0], self.queue)
         self._watch: int | None = None
+        self._held: collections.Counter[int] = collections.Counter()  # letters of each channel
         self.letters = [letters.read(delivery) for delivery in self._hold(min(self.depth, at_most))]
-        self._held = len(self.letters)
 
     def __enter__(self) -> Self:
         return self
@@ -66,7 +67,7 @@ class Shelf:
     def ack(self, letter: letters.Letter) -> None:
         """Take one letter out of the queue for good."""
         self._link.ack(letter.delivery)
-        self._held -= 1
+        self._held[letter.delivery.channel] -= 1
 
     def flush(self) -> None:
         """Wait until the broker has seen every acknowledgement so far."""
@@ -81,7 +82,7 @@ class Shelf:
         found = self._link.take(self._watch, timeout_s)
         if found is None:
             return None
-        self._held += 1
+        self._held[self._watch] += 1
         return letters.read(found)
 
     def put_back(self) -> None:
@@ -89,12 +90,14 @@ class Shelf:
         if self._watch is not None:
             self._link.cancel(self._watch)
             self._channels.append(self._watch)
-        while self._channels:  # one by one and in their order: so do the letters come back
-            self._link.close_channel(self._channels.pop(0))
         asking = self._link.channel()
+        expected = self._link.depth(asking, self.queue)
         deadline = time.monotonic() + _RETURN_S
-        while self._held and self._link.depth(asking, self.queue) < self._held and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
+        for channel in self._channels:  # in their order, each when the last one's letters are there: so do they come back
+            self._link.close_channel(channel)
+            expected += self._held[channel]
+            while self._link.depth(asking, self.queue) < expected and time.monotonic() < deadline:
+                time.sleep(_POLL_S)
 
     def _hold(self, wanted: int) -> Generator[wire.Delivery]:
         while wanted:
@@ -106,6 +109,7 @@ class Shelf:
                 if found is None:  # somebody else holds the rest
                     wanted = size
                     break
+                self._held[channel] += 1
                 yield found
             self._link.cancel(channel)
             wanted -= size
