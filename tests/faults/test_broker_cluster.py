@@ -14,16 +14,14 @@ import sys
 import time
 import uuid
 from collections.abc import Generator, Mapping
-from typing import Any
 
-import aio_pika
 import msgspec
 import psycopg
 import pytest
 from faults import conftest
 from faults import customers as buyers
 from faults import stack as stacks
-from integration import relay_lanes
+from integration import relay_kit, relay_lanes
 
 from sagapost_chassis import topology
 from sagapost_contracts import topology as contract
@@ -49,10 +47,11 @@ class Led(msgspec.Struct):
 
 @pytest.fixture(scope="module")
 def cluster(run_folder: pathlib.Path) -> Generator[broker_cluster.Cluster]:
-    """Run three nodes."""
+    """Run three nodes, with the topology declared."""
     made = broker_cluster.Cluster(run_folder / f"cluster-{uuid.uuid4().hex[:6]}")
     try:
         made.start()
+        asyncio.run(topology.declare(made.amqp_url()))
         yield made
     finally:
         made.kill()
@@ -67,7 +66,6 @@ def shop(
 ) -> Generator[stacks.Stack]:
     """Run every service on the cluster."""
     with conftest.cloned(database_server, templates) as urls:
-        asyncio.run(topology.declare(cluster.amqp_url()))
         made = stacks.make(tmp_path_factory.mktemp("cluster"), urls, cluster.amqp_url(), cluster.nodes[0])
         try:
             yield made.start_all()
@@ -115,8 +113,11 @@ def _whole(shop: stacks.Stack, customers: buyers.Customers) -> None:
 async def test_a_relay_whose_channel_met_a_queue_without_a_leader_goes_on(cluster: broker_cluster.Cluster) -> None:
     """RabbitMQ 3.10 nacks whatever such a channel publishes until the dead node is back; the relay goes on over a fresh one meanwhile."""
     node, other = cluster.nodes[0], cluster.nodes[1]
-    await topology.declare(cluster.amqp_url())
-    await _declare_led_by(node)
+    async with relay_kit.channel(node.amqp_url()) as channel:  # whose node leads what it declares
+        queue = await channel.declare_queue(
+            MET, durable=True, arguments={"x-queue-type": "quorum", "x-queue-leader-locator": "client-local"}
+        )
+        await queue.bind(contract.EXCHANGE, MET)
     polling.eventually(functools.partial(_complete, cluster, MET), 60)
     desk, shard = relay_lanes.desk_with_a_shard()
     said: list[Outcome] = []
@@ -132,16 +133,6 @@ async def test_a_relay_whose_channel_met_a_queue_without_a_leader_goes_on(cluste
         finally:
             await asyncio.to_thread(node.start)
     sys.stdout.write(f"\n{said.count(Outcome.NACKED)} of {len(said)} nacked until a fresh channel was confirmed\n")
-
-
-async def _declare_led_by(node: rabbitmq.Node) -> None:
-    """Declare a queue of three members: the node that its client is connected to leads it."""
-    connection = await aio_pika.connect(node.amqp_url())
-    async with connection:
-        channel = await connection.channel()
-        arguments: dict[str, Any] = {"x-queue-type": "quorum", "x-queue-leader-locator": "client-local"}
-        queue = await channel.declare_queue(MET, durable=True, arguments=arguments)
-        await queue.bind(contract.EXCHANGE, MET)
 
 
 def test_a_leader_that_dies_stops_payments_for_seconds_and_no_checkout(cluster: broker_cluster.Cluster, shop: stacks.Stack) -> None:

@@ -163,9 +163,9 @@ class BlockChannel(channel.Channel):
         await super()._on_close_frame(frame)
 
     async def _on_confirm_frame(self, frame: abc.ConfirmationFrameType) -> None:
-        outcome = blocks.Outcome.CONFIRMED
-        if not isinstance(frame, commands.Basic.Ack):
-            outcome, self.nacked_at = blocks.Outcome.NACKED, self.nacked_at or time.monotonic()
+        outcome = blocks.Outcome.CONFIRMED if isinstance(frame, commands.Basic.Ack) else blocks.Outcome.NACKED
+        if outcome == blocks.Outcome.NACKED:
+            self.nacked_at = self.nacked_at or time.monotonic()
         if not self._tags.answer(frame.delivery_tag or 0, outcome, multiple=getattr(frame, "multiple", False)):
             telemetry.log.warning("relay.unknown_confirm", frame=frame.name, delivery_tag=frame.delivery_tag)
 
