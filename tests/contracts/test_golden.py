@@ -96,3 +96,14 @@ def test_every_message_type_is_bound_to_a_queue() -> None:
     for cls in envelope.TYPES.values():
         bound = [queue for queue, patterns in topology.BINDINGS.items() for pattern in patterns if matches(pattern, cls.key)]
         assert bound, cls.key
+
+
+def test_a_window_to_pay_is_optional() -> None:
+    """An order without `pay_within_s` is written as before the field was there; one with it keeps it."""
+    stored = _load(next(path for path in GOLDEN if path.stem == "OrderCreated.v1"))
+
+    for extra in ({}, {"pay_within_s": 900.5}):
+        body = stored["body"] | extra
+        message = envelope.decode("OrderCreated", 1, json.dumps(body).encode())
+        assert msgspec.to_builtins(message, str_keys=True)["currency"] == "USD"
+        assert json.loads(msgspec.json.encode(message)) == body

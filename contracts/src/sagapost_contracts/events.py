@@ -44,16 +44,27 @@ class Amounted(Message, frozen=True, kw_only=True):
         money.Money(amount=self.amount, currency=self.currency)
 
 
-class OrderCreated(Amounted, frozen=True, kw_only=True):
-    """An order stands and wants to be paid before `pay_before`."""
+def _currency() -> str:
+    return money.CURRENCY
+
+
+class OrderCreated(Amounted, frozen=True, kw_only=True, omit_defaults=True):
+    """An order that is to be paid.
+
+    `pay_within_s`: for how many seconds it may be paid, counted by payment's clock from when payment hears of it; absent in old messages,
+    where `pay_before`, a time of the order database's clock, says until when.
+    """
 
     key: ClassVar[str] = "order.order.created"
 
+    # a default that is made is always written, so that only an absent `pay_within_s` is left out and version 1 stays as it was
+    currency: str = msgspec.field(default_factory=_currency)
     user_id: int
     user_email: str
     items: tuple[Line, ...]
     payment_method: str
     pay_before: datetime
+    pay_within_s: float | None = None
 
 
 class OrderCancelled(Message, frozen=True, kw_only=True):
