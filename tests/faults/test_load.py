@@ -8,8 +8,10 @@ import subprocess
 import sys
 import uuid
 
+import msgspec
 import psycopg
 from faults.stack import Stack
+from integration import state_folder
 
 from sagapost_ops.load import journal
 from sagapost_sandbox.testing import polling
@@ -18,9 +20,11 @@ from sagapost_sandbox.testing import polling
 def _start(stack: Stack, folder: pathlib.Path, *arguments: str) -> subprocess.Popen[str]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("SAGAPOST_")}
     line = [sys.executable, "-P", "-m", "sagapost_ops", "load", *arguments, "--journal", str(folder / "journal.jsonl"), "--json"]
+    home = folder / "state"
+    state_folder.write(home, msgspec.structs.replace(stack.known, gateway_url=stack.running["gateway"].url))
     return subprocess.Popen(
         line,
-        env=environ | {"SAGAPOST_GATEWAY_URL": stack.running["gateway"].url, "SAGAPOST_STATE": str(folder / "state")},
+        env=environ | {"SAGAPOST_STATE": str(home)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

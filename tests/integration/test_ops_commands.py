@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Generator
 
 import aio_pika
+import psycopg
 import pytest
 
 from sagapost_contracts import topology
@@ -53,6 +54,20 @@ def test_an_empty_database_is_brought_to_the_newest_revision(empty_db: str) -> N
     assert [run.returncode for run in runs] == [0, 0], runs
     assert after.returncode == 0
     assert json.loads(after.stdout)[0]["revision"] == json.loads(after.stdout)[0]["newest"]
+
+
+@pytest.mark.parametrize("only", ["order", "payment"])
+def test_a_database_with_other_tables_is_not_migrated(empty_db: str, only: str) -> None:
+    """An address that leads to somebody else's database: exit code 2 names a table of it, and nothing is created there."""
+    with psycopg.connect(empty_db, autocommit=True) as conn:
+        conn.execute("CREATE TABLE customers (id bigint)")
+
+    done = _run("migrate", "up", "--only", only, **{f"SAGAPOST_{only.upper()}_DATABASE_URL": empty_db})
+
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "'customers'" in done.stderr
+    with psycopg.connect(empty_db) as conn:
+        assert conn.execute("SELECT array_agg(tablename::text) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (["customers"],)
 
 
 def test_a_database_that_is_not_there_is_one_sentence() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import pathlib
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ import aio_pika
 import msgspec
 import psycopg
 import pytest
+from integration import state_folder
 
 from sagapost_chassis import amqp
 from sagapost_contracts import topology
@@ -83,6 +85,7 @@ def test_a_demo_that_comes_to_no_end_is_code_1(
     order_db: str,
     provider: services.Service,
     mailbox: services.Service,
+    tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -90,8 +93,9 @@ def test_a_demo_that_comes_to_no_end_is_code_1(
     broker = f"amqp://nobody:nothing@127.0.0.1:{ports.trial(1)[0]}/"
     order = start_service("order", {"SAGAPOST_DATABASE_URL": order_db, "SAGAPOST_AMQP_URL": broker}).wait_ready()
     gateway = start_service("gateway", {"SAGAPOST_ORDER_URL": order.url, "SAGAPOST_PAGE_PORT": "0"}).wait_ready()
-    for name, url in (("GATEWAY", gateway.url), ("PROVIDER", provider.url), ("MAILBOX", mailbox.url)):
-        monkeypatch.setenv(f"SAGAPOST_{name}_URL", url)
+    state_folder.write(
+        tmp_path / "state", targets.Targets(gateway_url=gateway.url, provider_url=provider.url, mailbox_url=mailbox.url), monkeypatch
+    )
     monkeypatch.setattr(telling, "DEADLINE_S", 0.5)
     monkeypatch.setattr(telling, "MAILS_S", 0.0)
     monkeypatch.setattr(sys, "argv", ["./sagapost", "demo", "happy", "--json"])
@@ -116,7 +120,7 @@ def shop_urls(
     provider: services.Service,
     mailbox: services.Service,
 ) -> dict[str, str]:
-    """Start every service, payment with a ladder of two steps, and give the variables by which commands find them."""
+    """Start every service, payment with a ladder of two steps, and return their addresses by variable."""
     broker = {"SAGAPOST_AMQP_URL": vhost}
     order_env, payment_env = {"SAGAPOST_DATABASE_URL": order_db} | broker, {"SAGAPOST_DATABASE_URL": payment_db} | broker
     smtp = {"SAGAPOST_SMTP_HOST": "127.0.0.1", "SAGAPOST_SMTP_PORT": mailbox.env["SAGAPOST_SMTP_PORT"]}
@@ -141,14 +145,13 @@ def shop_urls(
 
 
 def test_poison_is_dead_is_mended_and_ends_paid(
-    *, shop_urls: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    *, shop_urls: dict[str, str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The message fails three times, is a dead letter with its reason, is replayed: one charge, a receipt, no rule and no letter left.
 
     From the step of 30 s it is moved on by hand; another message that waits there keeps its place.
     """
-    for name, url in shop_urls.items():
-        monkeypatch.setenv(name, url)
+    state_folder.write(tmp_path / "state", _known(shop_urls), monkeypatch)
     monkeypatch.setattr(sys, "argv", ["./sagapost", "demo", "poison", "--json"])
     waiting = topology.retry_queue(topology.PAYMENT_QUEUE, 30)
     asyncio.run(_publish(shop_urls["SAGAPOST_AMQP_URL"], waiting))
@@ -175,6 +178,10 @@ def test_a_demo_that_is_killed_leaves_no_rule_behind_for_long(payment_db: str, m
 
     with poison.planted(where), psycopg.connect(payment_db, autocommit=True) as conn:
         conn.execute(LARGE_PAYMENT, ["a@example.com"])
+
+
+def _known(urls: dict[str, str]) -> targets.Targets:
+    return targets.Targets(**{field: urls[variable] for field, variable in targets.VARIABLES.items() if variable in urls})
 
 
 async def _publish(url: str, queue: str) -> None:

@@ -327,6 +327,21 @@ def test_an_action_on_another_version_than_was_looked_at_changes_nothing(shop: S
     assert (right.code, right.json) == (0, shop.get(order))
 
 
+def test_a_finished_order_is_refunded_only_with_yes(shop: Shop, call: Call) -> None:
+    """Without --yes exit code 2 names the amount, and nothing changes; with it the refund begins."""
+    order = shop.place()
+    shop.hear(paid(order), mailed(order))
+    before = shop.get(order)
+
+    asked = call("compensate", str(order.id), "--reason", "goods came back")
+    untouched = shop.get(order)
+    done = call("compensate", str(order.id), "--reason", "goods came back", "--yes")
+
+    assert (asked.code, asked.out, untouched) == (2, "", before)
+    assert "refunds 49.99 USD" in asked.err
+    assert (done.code, shop.get(order)["state"]) == (0, "compensating")
+
+
 def test_an_action_without_a_use_is_refused(shop: Shop, call: Call) -> None:
     """A finished order has nothing to be tried again: exit code 1 with the service's own sentence, which a second look confirms."""
     order = shop.place()

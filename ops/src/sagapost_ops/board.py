@@ -1,5 +1,6 @@
 """Keeps the state file of a running stack up to date; it must not know how anything is started."""
 
+import os
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,11 @@ class Board:
         self._lock = threading.Lock()
         self._services = {unit.name: _services(unit, wanted.ports, versions) for unit in wanted.units if unit.how != "task"}
         self._state = state.State(
-            supervisor=supervisor, phase="starting", port_offset=wanted.options.port_offset, addresses=wanted.addresses
+            supervisor=supervisor,
+            phase="starting",
+            port_offset=wanted.options.port_offset,
+            env=os.environ.get("SAGAPOST_ENV") or "development",
+            addresses=wanted.addresses,
         )
         self.phase("starting")
 

@@ -15,6 +15,16 @@ import sqlalchemy.pool
 
 DATABASES: Final = ("order", "payment")
 _LOCK: Final = 0x5A6A  # one migration per database at a time
+_FOREIGN: Final = """
+SELECT c.relname FROM pg_class AS c
+ WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND to_regclass('alembic_version') IS NULL
+   AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+ ORDER BY c.relname LIMIT 1
+"""
+
+
+class ForeignDatabaseError(Exception):
+    """The database holds tables that are not Sagapost's."""
 
 
 def folder() -> Path:
@@ -41,12 +51,16 @@ def upgrade(url: str, database: str, revision: str = "head") -> str:
 
     Raises:
         sqlalchemy.exc.OperationalError: the database does not answer.
+        ForeignDatabaseError: it holds somebody else's tables; nothing was changed.
 
     """
     config = _config(database)
     with _engine(url).connect() as connection:
         connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
+        foreign = connection.execute(sqlalchemy.text(_FOREIGN)).scalar_one_or_none()
         connection.commit()
+        if foreign is not None:
+            raise ForeignDatabaseError(f"it holds {foreign!r}, and no migration of Sagapost has been there")
         config.attributes["connection"] = connection
         alembic.command.upgrade(config, revision)
         return current(url, database)[0] or ""

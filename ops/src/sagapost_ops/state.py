@@ -51,6 +51,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     phase: Phase
     failure: str = ""
     port_offset: int
+    env: str = "development"
     addresses: Addresses
     services: tuple[Service, ...] = ()
 

@@ -9,7 +9,7 @@ from sagapost_chassis import production, settings
 from sagapost_ops import errors, state
 
 DATABASES: Final = ("order", "payment")
-_VARIABLES = {
+VARIABLES: Final = {
     "order_database_url": "SAGAPOST_ORDER_DATABASE_URL",
     "payment_database_url": "SAGAPOST_PAYMENT_DATABASE_URL",
     "amqp_url": "SAGAPOST_AMQP_URL",
@@ -46,17 +46,27 @@ def find(port_offset: int) -> Targets:
         UnfitError: a file that a variable names cannot be read, or in production a connection is weak.
 
     """
-    try:
-        named = {field: url for field, variable in _VARIABLES.items() if (url := settings.read(os.environ, variable))}
-    except settings.SettingsError as exc:
-        raise errors.UnfitError(str(exc)) from exc
-    if not named:
+    given = named()
+    if not given:
         return of_stack(state.running(port_offset))
     if os.environ.get("SAGAPOST_ENV") == settings.PRODUCTION:
-        weak = [f"refused in production: {_VARIABLES[name]}: {reason}" for name, url in named.items() for reason in _weak(name, url)]
+        weak = [f"refused in production: {VARIABLES[name]}: {reason}" for name, url in given.items() for reason in _weak(name, url)]
         if weak:
             raise errors.UnfitError("\n".join(weak))
-    return Targets(**named)
+    return Targets(**given)
+
+
+def named() -> dict[str, str]:
+    """Return the addresses that the environment names, by field of Targets.
+
+    Raises:
+        UnfitError: a file that a variable names cannot be read.
+
+    """
+    try:
+        return {field: url for field, variable in VARIABLES.items() if (url := settings.read(os.environ, variable))}
+    except settings.SettingsError as exc:
+        raise errors.UnfitError(str(exc)) from exc
 
 
 def _weak(name: str, url: str) -> list[str]:
@@ -91,6 +101,6 @@ def need(found: Targets, field: str) -> str:
     url = getattr(found, field)
     if not isinstance(url, str):
         raise errors.UnfitError(
-            f"{_VARIABLES[field]} is not set although others of its kind are; set it, or unset those to use the running stack"
+            f"{VARIABLES[field]} is not set although others of its kind are; set it, or unset those to use the running stack"
         )
     return url

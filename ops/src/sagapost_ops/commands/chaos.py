@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 import rich_click as click
 
-from sagapost_ops import errors, plan, screen, state, supervisor
+from sagapost_ops import errors, own_stack, plan, screen, state, supervisor
 from sagapost_ops.chaos import campaign, report, schedule
 from sagapost_ops.commands import down, options
 from sagapost_ops.load import planning
@@ -74,6 +74,8 @@ def command(
     as_json: bool,
 ) -> None:
     """Run a campaign, write its report, fail when a promise was broken."""
+    own_stack.refuse_production("chaos")
+    own_stack.refuse_addresses("chaos")
     chosen = secrets.randbelow(1_000_000) if seed is None else seed
     wanted = campaign.Wanted(
         seed=chosen,

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 import rich_click as click
 from rich.console import Console
 
-from sagapost_ops import errors, screen, targets
+from sagapost_ops import errors, own_stack, screen
 from sagapost_ops.commands import options
 from sagapost_ops.demo import stories, telling
 from sagapost_ops.saga import advice
@@ -14,7 +14,8 @@ from sagapost_ops.saga import advice
 @click.command(
     help="""Watch one checkout: the answer, each step of its saga, the money at the provider, and the mails at the end.
 
-    Needs a running stack. Exit code 1 when it does not end as its story says; what is wrong is named.
+    Works only on a running development stack of this checkout: it makes real orders, and `poison` makes a fault. Exit code 1 when
+    it does not end as its story says; what is wrong is named.
 
     \b
     ./sagapost demo                # the same as: demo happy
@@ -30,7 +31,7 @@ from sagapost_ops.saga import advice
 @options.as_json
 def command(*, story: str, port_offset: int, as_json: bool) -> None:
     """Tell the story."""
-    where = targets.find(port_offset)
+    where = own_stack.find("demo", port_offset)
     console = Console(quiet=True) if as_json else screen.out()
     told = stories.STORIES[story]
     demo = telling.tell(console, where, story, told, port_offset)

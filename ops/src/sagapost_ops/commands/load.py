@@ -10,7 +10,7 @@ from typing import Final
 
 import rich_click as click
 
-from sagapost_ops import errors, screen, state, targets
+from sagapost_ops import errors, own_stack, screen, state, targets
 from sagapost_ops.commands import options
 from sagapost_ops.load import figures, journal, page, planning, sending, session, shop
 
@@ -33,8 +33,8 @@ def _mix(_: click.Context, __: click.Parameter, value: str) -> dict[str, float]:
 
     --mix names what the customers do, with weights: {", ".join(planning.METHODS)}.
 
-    The gateway is the running stack's, or SAGAPOST_GATEWAY_URL; SAGAPOST_API_KEY is sent when it is set. Exit code 1 when an
-    outcome stayed unknown, a saga did not end, or one went back. Ctrl-C ends it early and still reports.
+    Works only on a running development stack of this checkout: it makes real orders. SAGAPOST_API_KEY is sent when it is set.
+    Exit code 1 when an outcome stayed unknown, a saga did not end, or one went back. Ctrl-C ends it early and still reports.
 
     \b
     ./sagapost load --rps 50 --for 30
@@ -68,7 +68,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Send, watch, report."""
-    url = targets.need(targets.find(port_offset), "gateway_url")
+    url = targets.need(own_stack.find("load", port_offset), "gateway_url")
     chosen = secrets.randbelow(1_000_000) if seed is None else seed
     name = f"load-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
     planned = itertools.takewhile(lambda one: one.at_s < for_s, planning.checkouts(mix, rps, seed=chosen, run=name, even=even))

@@ -103,6 +103,10 @@ def _patiently(url: str, deadline: float, attempt: Callable[[], R]) -> R:
     while True:
         try:
             return attempt()
+        except migrations.ForeignDatabaseError as exc:
+            raise errors.UnfitError(
+                f"the database at {settings.without_password(url)} is not Sagapost's: {exc}; correct the address, or use an empty database"
+            ) from exc
         except sqlalchemy.exc.OperationalError as exc:
             if time.monotonic() > deadline:
                 reason = str(exc.orig).strip().splitlines()[-1]

@@ -7,7 +7,7 @@ import msgspec
 import rich_click as click
 from rich.text import Text
 
-from sagapost_ops import client, screen
+from sagapost_ops import client, errors, screen
 from sagapost_ops.commands import options
 from sagapost_ops.saga import advice, calls, resources, words
 
@@ -64,16 +64,31 @@ def retry(*, name: str, reason: str | None, expect_version: int | None, port_off
     name="compensate",
     help="""Give an order up: it is cancelled, what was captured goes back, and the customer is told.
 
-    Also of an order that is finished, however long ago. There is no way back.
+    Also of an order that is finished, however long ago: then only with --yes, because its payment is refunded at once. There is
+    no way back.
 
     \b
     ./sagapost saga compensate 1042 --reason "customer called, wrong address"
+    ./sagapost saga compensate 1042 --reason "goods came back" --yes
     """,
 )
 @_acts
-def compensate(*, name: str, reason: str | None, expect_version: int | None, port_offset: int, as_json: bool) -> None:
+@click.option("--yes", is_flag=True, help="Also when the order is finished: its payment is refunded.")
+def compensate(*, name: str, reason: str | None, expect_version: int | None, yes: bool, port_offset: int, as_json: bool) -> None:
     """Ask for the refund."""
-    _act("compensate", name, _body(reason), expect_version, port_offset, as_json=as_json)
+    _act("compensate", name, _body(reason), expect_version, port_offset, as_json=as_json, allowed=_unfinished if not yes else None)
+
+
+def _unfinished(saga: resources.Saga) -> None:
+    """Refuse a finished order.
+
+    Raises:
+        UnfitError: it is finished.
+
+    """
+    if saga.state == "notified":
+        kept = f"{saga.captured - saga.refunded} {saga.currency}"
+        raise errors.UnfitError(f"order {saga.order_id} is finished, and this refunds {kept}; call again with --yes if that is meant")
 
 
 @click.command(
@@ -126,10 +141,21 @@ def _body(reason: str | None) -> dict[str, str]:
     return {"reason": said}
 
 
-def _act(action: str, name: str, body: dict[str, str], version: int | None, port_offset: int, *, as_json: bool) -> None:
-    """Look, act on what was seen, and say what came of it."""
+def _act(
+    action: str,
+    name: str,
+    body: dict[str, str],
+    version: int | None,
+    port_offset: int,
+    *,
+    as_json: bool,
+    allowed: Callable[[resources.Saga], None] | None = None,
+) -> None:
+    """Look, act on what was seen if `allowed` does not refuse it, and say what came of it."""
     with client.Client(calls.gateway_url(port_offset)) as gateway:
         before = calls.decoded(calls.read(gateway, calls.find(gateway, name)), resources.Saga)
+        if allowed is not None:
+            allowed(before)
         document = calls.act(gateway, before.saga_id, action, before.version if version is None else version, body)
     if as_json:
         screen.json(msgspec.Raw(document))
