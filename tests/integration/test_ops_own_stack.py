@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from integration import state_folder
 
-from sagapost_ops import cli, own_stack, targets
+from sagapost_ops import cli, errors, own_stack, targets
 
 STORIES = (["demo", "happy"], ["demo", "poison"], ["demo", "cancel"], ["load", "--rps", "1", "--for", "1"])
 CHAOS = ["chaos", "--checkouts", "1", "--kills", "1", "--port-offset", "38000"]
@@ -138,7 +138,7 @@ def test_every_address_must_be_the_stack_s(
         state_folder.write(tmp_path / "state", _at(_address(own)), monkeypatch)
         monkeypatch.setenv(variable, address.format(own=own.getsockname()[1], other=other.getsockname()[1]))
 
-        with pytest.raises(own_stack.errors.UnfitError, match=variable):
+        with pytest.raises(errors.UnfitError, match=variable):
             own_stack.find("demo", 0)
     assert _untouched(other)
 
