@@ -14,9 +14,10 @@ Check = Callable[[], Awaitable[bool]]
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """`status` is "ok" or "unready"; `failing` and `degraded` name dependencies."""
+    """`mode` is "development" or "production", `status` is "ok" or "unready"; `failing` and `degraded` name dependencies."""
 
     service: str
+    mode: str
     status: str = "ok"
     failing: list[str] = []
     degraded: list[str] = []
@@ -49,20 +50,20 @@ async def _failing(checks: Mapping[str, Check]) -> list[str]:
     return [name for name, passed in zip(checks, outcomes, strict=True) if not passed]
 
 
-def routes(service: str, required: Mapping[str, Check], degrading: Mapping[str, Check] | None = None) -> list[Any]:
+def routes(service: str, required: Mapping[str, Check], degrading: Mapping[str, Check] | None = None, *, mode: str) -> list[Any]:
     """Give the handlers of `GET /`, `/health`, `/health/live` and `/health/ready`; a failing `degrading` check only shows."""
 
     @litestar.get(["/", "/health/live"], sync_to_thread=False, opt={"quiet": True})
     def live() -> Health:
         """Say that the process runs."""
-        return Health(service=service)
+        return Health(service=service, mode=mode)
 
     @litestar.get(["/health/ready", "/health"], opt={"quiet": True})
     async def ready() -> litestar.Response[Health]:
         """Say whether the process can do its work."""
         failing = await _failing(required)
         degraded = await _failing(degrading or {})
-        body = Health(service=service, status="unready" if failing else "ok", failing=failing, degraded=degraded)
+        body = Health(service=service, mode=mode, status="unready" if failing else "ok", failing=failing, degraded=degraded)
         return litestar.Response(body, status_code=503 if failing else 200)
 
     return [live, ready]

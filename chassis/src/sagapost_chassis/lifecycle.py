@@ -13,7 +13,7 @@ import uvicorn
 import uvloop
 from litestar import types
 
-from sagapost_chassis import http_server, listeners, settings, telemetry
+from sagapost_chassis import http_server, listeners, loopback, settings, telemetry
 
 _POLL_S: Final = 0.02
 _LINGER_POLLS: Final = 25  # half a second, in which a kept connection may still bring one more request
@@ -55,6 +55,8 @@ def run(service: str, common: settings.Common, main: Callable[[asyncio.Event], A
     _collect_less()
     sentence = ""
     try:
+        if common.stays_local():
+            _refuse_open_sockets()
         if common.metrics_port:
             listeners.serve_metrics(_bind(common.host, common.metrics_port, "METRICS_PORT"))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -104,6 +106,12 @@ async def _supervise(service: str, main: Callable[[asyncio.Event], Awaitable[Non
         if not stop.is_set():
             raise
     telemetry.log.info("process.stopped", service=service)
+
+
+def _refuse_open_sockets() -> None:
+    found = [address for address in listeners.addresses() if not loopback.is_loopback(address)]
+    if found:
+        raise settings.CannotStartError(settings.open_to_others("a socket that was handed over (LISTEN_FDS)", found))
 
 
 def _bind(host: str, port: int, variable: str) -> socket.socket:

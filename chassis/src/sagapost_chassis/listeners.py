@@ -35,6 +35,17 @@ def bind(host: str, port: int, environ: Mapping[str, str] = os.environ) -> socke
     return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG)
 
 
+def addresses(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the IP addresses of the inherited sockets."""
+    found: list[str] = []
+    for _, fd in _inherited(environ):
+        if (held := _listening(fd)) is not None:
+            if held.family in {socket.AF_INET, socket.AF_INET6}:
+                found.append(str(held.getsockname()[0]))
+            held.detach()
+    return found
+
+
 def probe(environ: Mapping[str, str] = os.environ) -> socket.socket | None:
     """Give the inherited socket that is this process's alone; None when there is none."""
     return next((_listening(fd) for name, fd in _inherited(environ) if name == PROBE), None)

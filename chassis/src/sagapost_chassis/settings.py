@@ -2,17 +2,20 @@
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, TypeVar, get_args
 
 import msgspec
 
-from sagapost_chassis import production
+from sagapost_chassis import loopback, production
 
 PREFIX: Final = "SAGAPOST_"
 FROM_FILE: Final = "_FILE"
 PRODUCTION: Final = "production"
+DEVELOPMENT: Final = "development"
+HOST: Final = "127.0.0.1"
+OPENED: Final = "yes"
 _CREDENTIALS: Final = re.compile(r"(?<=://)[^\s?#]*@|\b(?:password|sslpassword)\s*=\s*(?:'[^']*'|[^&\s]*)&?", re.IGNORECASE)
 _FAULTS_ONLY: Final = "SAGAPOST_CRASH"
 _RULE: Final = "rule"
@@ -47,18 +50,26 @@ class Discreet(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Common(Discreet, frozen=True, kw_only=True):
-    """What every process reads; ports are TCP ports, 0 turns a port off."""
+    """What every process reads; ports are TCP ports, 0 turns a port off.
 
-    env: str = "development"
-    host: str = "127.0.0.1"
+    `development_on_any_address`: "yes" lets development mode listen where other machines can reach it; anything else does not.
+    """
+
+    env: str = DEVELOPMENT
+    host: str = HOST
+    development_on_any_address: str = ""
     port: int = 0
     metrics_port: int = 0
     log_level: str = "info"
 
     def __post_init__(self) -> None:
         """Refuse an environment that does not exist."""
-        if self.env not in {"development", PRODUCTION}:
+        if self.env not in {DEVELOPMENT, PRODUCTION}:
             raise ValueError("SAGAPOST_ENV must be development or production")
+
+    def stays_local(self) -> bool:
+        """Return whether this process may listen on loopback addresses only: development lets callers in without a key."""
+        return self.env == DEVELOPMENT and self.development_on_any_address != OPENED
 
     def weaknesses(self) -> list[str]:
         """Name what production refuses beyond the rules of single fields; a sentence each, without any secret."""
@@ -107,9 +118,29 @@ def load(cls: type[T], environ: Mapping[str, str]) -> T:
         weak += made.weaknesses() if isinstance(made, Common) else []
         weak += [f"{_FAULTS_ONLY}: it makes a process kill itself and is for tests; unset it"] if environ.get(_FAULTS_ONLY) else []
         faults += [f"refused in production: {sentence}" for sentence in weak]
+    elif issubclass(cls, Common) and values.get("development_on_any_address") != OPENED:
+        faults += _open_to_others(str(values.get("host", HOST)))
     if faults or made is None:
         raise SettingsError("\n".join(faults))
     return made
+
+
+def _open_to_others(host: str) -> list[str]:
+    """Return why development mode may not listen on this host, as a list of at most one sentence."""
+    try:
+        found = loopback.beyond(host)
+    except OSError as exc:
+        return [f"{PREFIX}HOST: {host} has no address: {exc.strerror or exc}"]
+    return [open_to_others(f"{PREFIX}HOST={host}", found)] if found else []
+
+
+def open_to_others(what: str, addresses: Sequence[str]) -> str:
+    """Return the sentence with which development mode refuses to listen on addresses that other machines can reach."""
+    return (
+        f"refused in development: {what}: other machines can reach {', '.join(addresses)}, and development mode needs no key; "
+        f"set {PREFIX}ENV=production, or {PREFIX}HOST={HOST}, or {PREFIX}DEVELOPMENT_ON_ANY_ADDRESS={OPENED} where a firewall or "
+        f"a container's network keeps everybody else out"
+    )
 
 
 def _read_fields(

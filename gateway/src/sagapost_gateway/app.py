@@ -29,7 +29,7 @@ def build(order: upstream.Order, *, env: str, mailbox_url: str, origins: Collect
         web.app(
             [
                 api.routes(order, admission.Desk(order, env=env)),
-                *health.routes("gateway", {"order": order.alive}),
+                *health.routes("gateway", {"order": order.alive}, mode=env),
                 *pages.routes(env=env, mailbox_url=mailbox_url),
                 _document(env),
             ]

@@ -187,8 +187,8 @@ SAGAS: Final = {
 STATUS: Final = {"id": 1042, "status": "completed", "saga_id": SAGA_ID, "saga_state": "notified"}
 PRODUCT: Final = {"id": 1, "name": "Gaming Laptop", "description": "16 inch, 32 GB of memory", "price": "1299.99", "currency": "USD"}
 PRODUCTS: Final = [PRODUCT]
-HEALTH: Final = {"service": "gateway", "status": "ok"}
-UNREADY: Final = {"service": "gateway", "status": "unready", "failing": ["order"]}
+HEALTH: Final = {"service": "gateway", "mode": "production", "status": "ok"}
+UNREADY: Final = {"service": "gateway", "mode": "production", "status": "unready", "failing": ["order"]}
 
 
 def problem(slug: str, status: int, path: str) -> dict[str, object]:

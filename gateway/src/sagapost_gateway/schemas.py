@@ -193,9 +193,10 @@ class RefundAction(Action, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """`failing` and `degraded` name dependencies."""
+    """`failing` and `degraded` name dependencies; in mode "development" a call needs no key."""
 
     service: str
+    mode: Literal["development", "production"]
     status: Literal["ok", "unready"]
     failing: list[str] = []
     degraded: list[str] = []

@@ -6,6 +6,8 @@ import socket
 import struct
 from typing import Final
 
+import msgspec
+
 from sagapost_ops.state import Kind
 
 HOST: Final = "127.0.0.1"
@@ -13,6 +15,14 @@ TIMEOUT_S: Final = 2.5
 _STARTUP: Final = b"user\0nobody\0database\0postgres\0\0"
 _PROTOCOL_3: Final = 196608
 _AMQP_HEADER: Final = b"AMQP\x00\x00\x09\x01"
+_MAX_BYTES: Final = 4096
+
+
+class _Live(msgspec.Struct, frozen=True, kw_only=True):
+    mode: str | None = None
+
+
+_LIVE: Final = msgspec.json.Decoder(_Live)
 
 
 def ready(kind: Kind, port: int, timeout_s: float = TIMEOUT_S) -> bool:
@@ -45,6 +55,18 @@ def status(port: int, path: str, timeout_s: float = TIMEOUT_S) -> int:
     try:
         connection.request("GET", path)
         return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def mode(port: int, timeout_s: float = TIMEOUT_S) -> str | None:
+    """Return what a service of ours says of its mode, development or production; None when it does not answer."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=timeout_s)
+    try:
+        connection.request("GET", "/health/live")
+        return _LIVE.decode(connection.getresponse().read(_MAX_BYTES)).mode
+    except (OSError, http.client.HTTPException, msgspec.DecodeError, UnicodeDecodeError):
+        return None
     finally:
         connection.close()
 

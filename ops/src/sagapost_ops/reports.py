@@ -9,13 +9,14 @@ from sagapost_sandbox import processes
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """One service as `status` shows it; no pid when its process is gone."""
+    """One service as `status` shows it; no pid when its process is gone, no mode for what is none of our services."""
 
     name: str
     url: str
     port: int
     pid: int | None
     ready: bool
+    mode: str | None
     version: str
 
 
@@ -40,5 +41,6 @@ def _line(service: state.Service) -> Line:
         port=service.port,
         pid=record.pid if record is not None and alive else None,
         ready=alive and probes.ready(service.kind, service.port),
+        mode=probes.mode(service.port) if alive and service.kind == "health" else None,
         version=service.version,
     )

@@ -28,7 +28,7 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
             retry_delays_s=ladder.parse(config.retry_delays_s),
         )
         async with asyncio.TaskGroup() as group:
-            group.create_task(lifecycle.serve(api.app(pool, worker), config.host, config.port, stop))
+            group.create_task(lifecycle.serve(api.app(pool, worker, mode=config.env), config.host, config.port, stop))
             group.create_task(worker.run(stop))
             group.create_task(hints.run(stop))
             group.create_task(sweeper.run(pool, psp, stop, config.terms()))

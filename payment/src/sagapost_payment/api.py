@@ -5,7 +5,7 @@ from litestar import types
 from sagapost_chassis import consuming, db, health, web
 
 
-def app(pool: db.Pool, consumer: consuming.Consumer) -> types.ASGIApp:
+def app(pool: db.Pool, consumer: consuming.Consumer, *, mode: str) -> types.ASGIApp:
     """Build the application; the process is ready when its database and the broker are, degraded while the broker takes no messages."""
 
     async def database() -> bool:
@@ -13,4 +13,5 @@ def app(pool: db.Pool, consumer: consuming.Consumer) -> types.ASGIApp:
             await conn.execute("SELECT 1")
         return True
 
-    return web.app(health.routes("payment", {"database": database, "rabbitmq": consumer.check}, {"rabbitmq": consumer.flows}))
+    required = {"database": database, "rabbitmq": consumer.check}
+    return web.app(health.routes("payment", required, {"rabbitmq": consumer.flows}, mode=mode))

@@ -15,7 +15,8 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
     await db.require(config.database_url, "sagapost-relay")
     # never the same twice: in containers host names and process ids come again
     relay = Relay(config, owner=f"relay-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}")
-    checks = health.routes("relay", {"outbox": relay.turns, "rabbitmq": relay.publishes}, {"parked": relay.nothing_parked})
+    required, degrading = {"outbox": relay.turns, "rabbitmq": relay.publishes}, {"parked": relay.nothing_parked}
+    checks = health.routes("relay", required, degrading, mode=config.env)
     async with asyncio.TaskGroup() as group:
         group.create_task(lifecycle.serve(web.app(checks), config.host, config.port, stop))
         group.create_task(relay.run(stop))

@@ -8,7 +8,7 @@ from sagapost_ops.commands import options
 
 
 @click.command(
-    help="""Show every part of the running stack: address, process, readiness, version.
+    help="""Show every part of the running stack: address, process, readiness, mode, version.
 
     Exit code 0 when all of it is ready, 1 when a part is not, 3 when nothing runs.
 
@@ -28,8 +28,8 @@ def command(*, port_offset: int, as_json: bool) -> None:
     if as_json:
         screen.json(current)
     else:
-        rows = [(line.name, _state(line), line.url, str(line.pid or "-"), line.version) for line in current.services]
-        screen.out().print(screen.table(("service", "state", "address", "pid", "version"), rows))
+        rows = [(line.name, _state(line), line.url, str(line.pid or "-"), line.mode or "-", line.version) for line in current.services]
+        screen.out().print(screen.table(("service", "state", "address", "pid", "mode", "version"), rows))
     if found.phase != "ready" or not all(line.ready for line in current.services):
         raise SystemExit(1)
 

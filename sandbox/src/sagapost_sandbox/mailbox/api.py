@@ -6,7 +6,7 @@ import litestar
 import msgspec
 from litestar import exceptions, params
 
-from sagapost_chassis import health, problems
+from sagapost_chassis import health, problems, settings
 from sagapost_sandbox.mailbox import mime, pages, smtp, store, wire
 
 USUAL_PAGE: Final = 50
@@ -104,7 +104,7 @@ def _health() -> list[Any]:
     @litestar.get(["/livez", "/readyz", "/health", "/health/live", "/health/ready"], sync_to_thread=False)
     def healthy() -> health.Health:
         """Say that it runs; it depends on nothing."""
-        return health.Health(service="mailbox")
+        return health.Health(service="mailbox", mode=settings.DEVELOPMENT)
 
     return [healthy]
 

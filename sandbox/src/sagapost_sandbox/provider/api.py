@@ -6,7 +6,7 @@ from typing import Any, Final, TypeVar
 import litestar
 import msgspec
 
-from sagapost_chassis import health, problems, telemetry
+from sagapost_chassis import health, problems, settings, telemetry
 from sagapost_sandbox.provider import desk, errors, tokens, wire
 
 MAX_BODY_BYTES: Final = 16 * 1024
@@ -64,7 +64,7 @@ def app(counter: desk.Desk) -> litestar.Litestar:
         return counter.behaviour
 
     return litestar.Litestar(
-        [charge, refund, find, ledger, behaviour, change_behaviour, *health.routes("provider", {})],
+        [charge, refund, find, ledger, behaviour, change_behaviour, *health.routes("provider", {}, mode=settings.DEVELOPMENT)],
         openapi_config=None,
         logging_config=None,  # litestar's would let every library's chatter through, addresses and all
         request_max_body_size=MAX_BODY_BYTES,
