@@ -247,6 +247,24 @@ async def test_out_of_attempts_goes_to_the_dead_letter_queue_with_the_reason(vho
     assert [after - earlier for after, earlier in zip(_counted("ZeroDivisionError"), before, strict=True)] == [1, 1, 0]
 
 
+async def test_a_fault_of_the_surroundings_costs_no_attempt(vhost: str) -> None:
+    """A handler may fail so more often than the ladder has steps: the message waits, keeps its attempt, and is handled."""
+    attempts: list[int] = []
+
+    async def handler(delivery: consuming.Delivery) -> None:
+        attempts.append(delivery.attempt)
+        if len(attempts) < 5:
+            raise errors.TransientError("the mail server is away", counted=False)
+
+    sealed = _sealed()
+    async with _consuming(vhost, handler, delays_s=(1, 1)) as publisher:
+        await publisher.publish(amqp.message_of(sealed), exchange=topology.EXCHANGE, routing_key=sealed.routing_key)
+        await polling.eventually(lambda: _is(len(attempts) == 5), 30)
+
+    assert attempts == [1] * 5
+    assert await _depth(vhost, topology.dead_letter_queue(QUEUE)) == 0
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -101,6 +101,13 @@ async def told(vhost: str) -> list[tuple[str, str, dict[str, Any]]]:
     return found
 
 
+async def depth(vhost: str, queue: str) -> int:
+    """Count the messages of a queue."""
+    async with await aio_pika.connect(vhost) as connection:
+        declared = await (await connection.channel()).declare_queue(queue, passive=True)
+        return declared.declaration_result.message_count or 0
+
+
 async def publish(vhost: str, message: events.Message) -> None:
     """Publish as the relay does."""
     async with amqp.Publisher(vhost, "test") as publisher:
@@ -240,13 +247,38 @@ async def test_a_server_that_falls_silent_is_left(
 
 
 async def test_the_last_delivery_of_a_deferred_mail_is_told(outlets: handlers.Outlets, behave: Callable[..., None], vhost: str) -> None:
-    """Out of deliveries, the saga hears of it as a failure for good instead of waiting for a message in a dead-letter queue."""
+    """Out of deliveries, the saga is told that the mail was deferred, not refused, and no message waits in a dead-letter queue."""
     event = paid()
     behave(reject=451, reject_at="rcpt")
 
     await handlers.on_payment_processed(outlets, delivery_of(event, attempt=len(topology.RETRY_DELAYS_S) + 1), event)
 
-    assert [(kind, body["code"], body["permanent"]) for _, kind, body in await told(vhost)] == [("EmailFailed", "smtp_451", True)]
+    assert [(kind, body["code"], body["permanent"]) for _, kind, body in await told(vhost)] == [("EmailFailed", "smtp_451", False)]
+
+
+@pytest.mark.parametrize("delays", ["1", "1,1,1,1,1,1,1,1"], ids=["short", "long"])
+async def test_a_deferred_mail_ends_with_the_configured_ladder(
+    delays: str,
+    *,
+    behave: Callable[..., None],
+    vhost: str,
+    mailbox: services.Service,
+    start_service: Start,
+    eventually: Callable[..., Any],
+) -> None:
+    """With one step or eight, the last delivery publishes EmailFailed (not permanent), and nothing is a dead letter."""
+    event = paid()
+    behave(reject=451, reject_at="rcpt")
+    service = start_service("email", _env(vhost, mailbox) | {"SAGAPOST_RETRY_DELAYS_S": delays}).wait_ready()
+    await publish(vhost, event)
+
+    steps = len(delays.split(","))
+    lines = eventually(lambda: [line for line in service.lines() if line["event"] == "message.handled"][steps:], 40)
+
+    assert [line["outcome"] for line in lines] == ["ok"]
+    failed = [(body["code"], body["permanent"]) for _, kind, body in await told(vhost) if kind == "EmailFailed"]
+    assert failed == [("smtp_451", False)]
+    assert await depth(vhost, topology.dead_letter_queue(topology.EMAIL_QUEUE)) == 0
 
 
 async def test_a_connection_cut_after_the_final_dot_is_tried_again(

@@ -40,3 +40,21 @@ def test_every_service_has_a_ladder_and_takes_another(cls: type[settings.Common]
 def test_each_failure_waits_on_its_own_step_or_a_longer_one(attempt: int, wish_s: float, delay_s: int | None) -> None:
     """The n-th failure takes the n-th step, a wish skips shorter ones, the last is the longest wait, and after it nothing is left."""
     assert ladder.step((1, 5, 30), attempt, wish_s) == delay_s
+
+
+@pytest.mark.parametrize(
+    ("delays_s", "waits", "wish_s", "delay_s"),
+    [
+        ((1, 5, 30, 120, 600), 0, 0, 1),
+        ((1, 5, 30, 120, 600), 1, 0, 5),
+        ((1, 5, 30, 120, 600), 10**9, 0, 30),
+        ((1, 5, 30, 120, 600), 0, 60, 120),
+        ((1, 5, 30, 120, 600), 0, 10**6, 600),
+        ((5, 1, 1), 9, 0, 5),
+        ((1, 1), 9, 60, 1),
+        ((600,), 3, 0, 600),
+    ],
+)
+def test_a_failure_that_costs_no_attempt_always_has_a_wait(delays_s: tuple[int, ...], waits: int, wish_s: float, delay_s: int) -> None:
+    """Its waits grow to half a minute and never end; a wish for a longer one is kept where the ladder has it."""
+    assert ladder.pause(delays_s, waits, wish_s) == delay_s

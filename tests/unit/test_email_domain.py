@@ -1,5 +1,6 @@
 """Addresses, identifiers and settings of email."""
 
+from decimal import Decimal
 from uuid import UUID
 
 import pytest
@@ -71,6 +72,17 @@ def test_a_repeat_has_the_event_id_of_the_first() -> None:
     }
     assert first not in others
     assert len(others) == 4
+
+
+def test_a_refusal_after_a_deferral_is_news() -> None:
+    """EmailFailed that is not permanent has another id than the permanent one: neither is taken for a repeat of the other."""
+    request = domain.Request(
+        template="receipt", order_id=7, saga_id=SAGA, recipient="a@b.example", items=(), amount=Decimal("1.00"), currency="USD"
+    )
+    names = [domain.outcome(domain.failed(request, "smtp_451", permanent=permanent)) for permanent in (False, True)]
+
+    assert names == ["EmailDeferred", "EmailFailed"]
+    assert domain.outcome(domain.sent(request, "<id>")) == "EmailSent"
 
 
 @pytest.mark.parametrize("sender", ["nobody", "a@b.example\r\nX: y", "Shop <a@b.example>"])

@@ -47,6 +47,12 @@ class Arrival:
         return value if type(value) is int and value > 0 else 1
 
     @property
+    def waits(self) -> int:
+        """How often it has waited for something that is not its own fault, which cost no attempt."""
+        value = self.headers.get("x-waits", 0)
+        return value if type(value) is int and value > 0 else 0
+
+    @property
     def deliveries(self) -> int:
         """How often the broker has delivered it before and was not answered."""
         value = self.headers.get("x-delivery-count", 0)
@@ -98,6 +104,13 @@ def failure_headers(arrival: Arrival, exc: BaseException, attempt: int) -> dict[
         "x-failed-at": now,
         "x-original-routing-key": telemetry.headers_of(arrival.headers, "x-original-routing-key") or arrival.routing_key,
     }
+
+
+def retry_headers(arrival: Arrival, exc: BaseException) -> dict[str, str | int]:
+    """Return the headers of a copy that will be tried again: one attempt more, or one wait more where the failure costs no attempt."""
+    if getattr(exc, "counted", True):
+        return failure_headers(arrival, exc, arrival.attempt + 1)
+    return failure_headers(arrival, exc, arrival.attempt) | {"x-waits": arrival.waits + 1}
 
 
 def fingerprint(exc: BaseException) -> str:

@@ -245,19 +245,25 @@ class Consumer:
     async def _set_aside(self, arrival: arrivals.Arrival, exc: Exception) -> str:
         """Publish a confirmed copy to the retry ladder or the dead-letter queue; say which."""
         permanent = isinstance(exc, (envelope.UndecodableError, errors.PermanentError, errors.DomainError))
-        attempt, reason = arrival.attempt, type(exc).__name__
-        delay_s = None if permanent else ladder.step(self._retry_delays_s, attempt, getattr(exc, "delay_s", 0))
+        reason = type(exc).__name__
+        delay_s = None if permanent else self._delay_s(arrival, exc)
         if delay_s is not None:
-            copy = arrivals.copy(arrival, arrivals.failure_headers(arrival, exc, attempt + 1))
+            copy = arrivals.copy(arrival, arrivals.retry_headers(arrival, exc))
             await self._publish(arrival, copy, exchange="", routing_key=topology.retry_queue(self._queue, delay_s))
             RETRIED.labels(self._queue, reason).inc()
             return f"retry_in_{delay_s}s"
-        copy = arrivals.copy(arrival, arrivals.failure_headers(arrival, exc, attempt))
+        copy = arrivals.copy(arrival, arrivals.failure_headers(arrival, exc, arrival.attempt))
         await self._publish(arrival, copy, exchange=topology.DEAD_LETTER_EXCHANGE, routing_key=self._queue)
         DEAD.labels(self._queue, reason).inc()
         # not exc_info: the log would show the frames' variables, the message with its e-mail address among them
         telemetry.log.error("message.dead", queue=self._queue, fingerprint=arrivals.fingerprint(exc), traceback=arrivals.frames(exc))
         return "dead"
+
+    def _delay_s(self, arrival: arrivals.Arrival, exc: Exception) -> int | None:
+        wish_s: float = getattr(exc, "delay_s", 0)
+        if getattr(exc, "counted", True):
+            return ladder.step(self._retry_delays_s, arrival.attempt, wish_s)
+        return ladder.pause(self._retry_delays_s, arrival.waits, wish_s)
 
     async def _publish(self, arrival: arrivals.Arrival, copy: aio_pika.Message, *, exchange: str, routing_key: str) -> None:
         """Publish until it is confirmed.

@@ -37,11 +37,15 @@ class DomainError(FailureError):
 
 
 class TransientError(FailureError):
-    """Something is down or slow; the same call may succeed later, not before `delay_s` seconds."""
+    """Something is down or slow; the same call may succeed later, not before `delay_s` seconds.
 
-    def __init__(self, detail: str, *, delay_s: float = 0) -> None:
+    `counted=False`: the fault is not the message's, for instance a server is away. It costs no attempt and never makes a dead letter.
+    """
+
+    def __init__(self, detail: str, *, delay_s: float = 0, counted: bool = True) -> None:
         super().__init__(detail)
         self.delay_s = delay_s
+        self.counted = counted
 
 
 class PermanentError(FailureError):

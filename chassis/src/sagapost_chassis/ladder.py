@@ -6,6 +6,7 @@ from typing import Final
 from sagapost_contracts import topology
 
 MAX_STEPS: Final = 100
+PAUSE_MAX_S: Final = 30  # a failure that costs no attempt waits no longer than this, unless it asks for more: the cause may be gone soon
 
 
 def named(delays_s: Sequence[int]) -> str:
@@ -40,3 +41,14 @@ def step(delays_s: Sequence[int], attempt: int, wish_s: float) -> int | None:
     if not left:
         return None
     return next((delay_s for delay_s in left if delay_s >= wish_s), delays_s[-1])
+
+
+def pause(delays_s: Sequence[int], waits: int, wish_s: float) -> int:
+    """Return the seconds to wait after a failure that costs no attempt; `waits` is how many such waits came before.
+
+    The waits become longer, up to `PAUSE_MAX_S`, and there is no last one. `wish_s` is kept where the ladder has a step as long.
+    """
+    steps = sorted(set(delays_s))
+    growing = [delay_s for delay_s in steps if delay_s <= PAUSE_MAX_S] or steps[:1]
+    least_s = max(growing[min(waits, len(growing) - 1)], wish_s)
+    return next((delay_s for delay_s in steps if delay_s >= least_s), steps[-1])

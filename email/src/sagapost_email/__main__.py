@@ -24,7 +24,10 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
         ) as outbound,
         amqp.Publisher(config.amqp_url, "sagapost-email-publisher") as publisher,
     ):
-        outlets = handlers.Outlets(sender=outbound, publisher=publisher, mail_from=config.mail_from, recent=memory)
+        delays_s = ladder.parse(config.retry_delays_s)
+        outlets = handlers.Outlets(
+            sender=outbound, publisher=publisher, mail_from=config.mail_from, recent=memory, attempts=len(delays_s) + 1
+        )
         # no message in hand beyond those that are being mailed: a death repeats at most as many mails
         worker = consuming.Consumer(
             config.amqp_url,
@@ -32,7 +35,7 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
             consumer.routes(outlets),
             publisher,
             concurrency=config.smtp_connections,
-            retry_delays_s=ladder.parse(config.retry_delays_s),
+            retry_delays_s=delays_s,
         )
         async with asyncio.TaskGroup() as group:
             group.create_task(lifecycle.serve(api.app(outbound, worker, mode=config.env), config.host, config.port, stop))

@@ -121,6 +121,12 @@ def sent(request: Request, smtp_id: str) -> events.EmailSent:
     return events.EmailSent(order_id=request.order_id, saga_id=request.saga_id, template=request.template, smtp_message_id=smtp_id)
 
 
-def failed(request: Request, code: str) -> events.EmailFailed:
-    """Tell that the mail will not be delivered however often it is tried."""
-    return events.EmailFailed(order_id=request.order_id, saga_id=request.saga_id, template=request.template, code=code, permanent=True)
+def failed(request: Request, code: str, *, permanent: bool) -> events.EmailFailed:
+    """Return the event for a mail that was not taken; `permanent`: it will not be, however often it is tried."""
+    return events.EmailFailed(order_id=request.order_id, saga_id=request.saga_id, template=request.template, code=code, permanent=permanent)
+
+
+def outcome(event: events.EmailSent | events.EmailFailed) -> str:
+    """Return the name of an outcome in event ids: a refusal that follows a deferral is news, and not a repeat of it."""
+    deferred = isinstance(event, events.EmailFailed) and not event.permanent
+    return "EmailDeferred" if deferred else type(event).__name__

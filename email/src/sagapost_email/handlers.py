@@ -58,9 +58,10 @@ async def _notify(outlets: Outlets, delivery: consuming.Delivery, request: domai
     except (errors.MailRefusedError, errors.MailDeferredError, errors.MailServerUnavailableError) as exc:
         if not isinstance(exc, errors.MailRefusedError) and delivery.attempt < outlets.attempts:
             raise
-        # The last delivery of a mail that was only deferred ends like a refusal: the saga parks the order for a person.
-        telemetry.log.error("mail.failed", order_id=request.order_id, template=request.template, code=exc.code)
-        await _publish(outlets, delivery, domain.failed(request, exc.code), asked_by)
+        # The last delivery of a mail that was only deferred is no dead letter: the saga's deadlines ask for the mail again.
+        permanent = isinstance(exc, errors.MailRefusedError)
+        await _publish(outlets, delivery, domain.failed(request, exc.code, permanent=permanent), asked_by)
+        telemetry.log.warning("mail.failed", order_id=request.order_id, template=request.template, code=exc.code, permanent=permanent)
         return
     await crashpoints.crashpoint("email.after_accept")
     await _publish(outlets, delivery, domain.sent(request, str(message["Message-ID"])), asked_by)
@@ -72,7 +73,7 @@ async def _publish(
 ) -> None:
     sealed = envelope.seal(
         event,
-        message_id=domain.event_id(type(event).__name__, event.template, event.saga_id, asked_by),
+        message_id=domain.event_id(domain.outcome(event), event.template, event.saga_id, asked_by),
         source=SOURCE,
         time=datetime.now(UTC),
         causation_id=str(delivery.message_id),

@@ -18,7 +18,9 @@ LOOK_EVERY: Final = 20
 LOOK_S: Final = 3.0
 # the broker takes back what is held for half an hour; what is left then is for the next call
 LONGEST_S: Final = 25 * 60.0
-_DROPPED: Final = frozenset({"x-attempt", "x-delivery-count", "x-acquired-count", "CC", "BCC", letters.REPLAY_COUNT, letters.REPLAY_ID})
+_DROPPED: Final = frozenset(
+    {"x-attempt", "x-waits", "x-delivery-count", "x-acquired-count", "CC", "BCC", letters.REPLAY_COUNT, letters.REPLAY_ID}
+)
 _BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-")
 _WITHOUT: Final = frozenset({"user_id", "expiration"})
 
