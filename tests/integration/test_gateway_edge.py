@@ -10,6 +10,7 @@ from sagapost_sandbox.testing import polling, services
 
 JSON = ("Content-Type", "application/json")
 CART = b'{"user_id": 1, "user_email": "test@example.com", "items": [{"product_id": 1, "quantity": 1, "price": "1299.99"}]}'
+CHECKOUT_BYTES = 8 * 1024
 LIMIT_BYTES = 64 * 1024
 SAGA = "/api/sagas/0193b1c2-7d4e-7a10-9f0e-5f2f6c1d8a11"
 SECURE = {
@@ -120,19 +121,20 @@ def test_a_malformed_or_repeated_key_is_400(gateway: services.Service, keys: tup
     assert (answer.status, answer.problem()) == (400, "idempotency-key-invalid")
 
 
-def test_a_body_over_64_kib_is_413(gateway: services.Service) -> None:
-    """One byte over the limit is too much, the limit itself is not."""
-    over = post(gateway, JSON, body=b" " * (LIMIT_BYTES + 1))
-    exact = post(gateway, JSON, body=b" " * LIMIT_BYTES)
+@pytest.mark.parametrize(("path", "limit_bytes"), [("/api/checkout", CHECKOUT_BYTES), ("/api/orders/1/cancel", LIMIT_BYTES)])
+def test_a_body_over_the_limit_is_413(gateway: services.Service, path: str, limit_bytes: int) -> None:
+    """One byte over the limit is too much, the limit itself is not: 8 KiB for a checkout, 64 KiB for anything else."""
+    over = send(gateway.port, "POST", path, (JSON,), b" " * (limit_bytes + 1))
+    exact = send(gateway.port, "POST", path, (JSON,), b" " * limit_bytes)
 
     assert (over.status, over.problem()) == (413, "payload-too-large")
     assert exact.status == 503
 
 
-def test_a_body_over_64_kib_is_413_without_a_length_too(gateway: services.Service) -> None:
+def test_a_body_over_8_kib_is_413_without_a_length_too(gateway: services.Service) -> None:
     """Chunks are counted as they arrive."""
-    over = post(gateway, JSON, body=iter([b" " * 4096] * 17))
-    exact = post(gateway, JSON, body=iter([b" " * 4096] * 16))
+    over = post(gateway, JSON, body=iter([b" " * 512] * 17))
+    exact = post(gateway, JSON, body=iter([b" " * 512] * 16))
 
     assert (over.status, over.problem()) == (413, "payload-too-large")
     assert exact.status == 503

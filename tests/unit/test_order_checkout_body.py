@@ -1,6 +1,7 @@
 """What a checkout's body may be: every way of being wrong gets its answer, none becomes an exception that nobody expects."""
 
 import json
+import time
 from decimal import Decimal
 from typing import Any
 
@@ -148,6 +149,8 @@ BAD_EMAILS = (
     "a@" + "b." * 130 + "com",
 )
 GOOD_EMAILS = (
+    "user@example.xn--p1ai",
+    "a`{|}~b@example.com",
     "test@example.com",
     "a@b.co",
     "o'brien+tag@mail.example.co.uk",
@@ -268,6 +271,47 @@ def test_card_number_is_refused_and_not_repeated(raw: bytes) -> None:
 
     assert [error.code for error in caught.value.errors] == ["card_number"]
     assert "1111" not in f"{caught.value.detail}{caught.value.errors}"
+
+
+@pytest.mark.parametrize("before", ["1 ", "12-", "x", "00 0 - ", ""])
+@pytest.mark.parametrize("after", [" 1", "-12", "y", "  3", ""])
+def test_a_card_number_is_found_whatever_stands_beside_it(before: str, after: str) -> None:
+    """A short group of digits or a letter beside a number does not hide it, nor do spaces and dashes in it."""
+    for card in (CARD, "4111 1111 1111 1111", "4111-1111-1111-1111", "4111 - 1111  1111 -1111", "4222222222222", "6304 0000 0000 0000 000"):
+        assert domain.holds_card_number(f"{before}{card}{after}")
+
+
+BODY_BYTES = 8 * 1024
+WORST = {
+    "single digits": b'"' + b"1 " * 4000 + b'"',
+    "a name of digits": b'{"' + b"1 " * 4000 + b'": 1}',
+    "an address of digits": body(user_email="1 " * 4000),
+    "empty strings": b"[" + b'"",' * 2700 + b'""]',
+    "empty objects": b"[" + b"{}," * 2700 + b"{}]",
+    "whole numbers": b"[" + b"1," * 4000 + b"1]",
+    "brackets": b"[" * BODY_BYTES,
+}
+
+
+def cpu_s(raw: bytes) -> float:
+    """Measure the CPU time of this thread for one body: the least of many, so that neighbours on the machine do not count."""
+    costs = []
+    for _ in range(20):
+        begun = time.thread_time()
+        with pytest.raises(DomainError):
+            domain.parse_checkout(raw)
+        costs.append(time.thread_time() - begun)
+    return min(costs)
+
+
+@pytest.mark.parametrize("raw", WORST.values(), ids=WORST)
+def test_no_body_costs_many_times_what_the_largest_cart_costs(raw: bytes) -> None:
+    """Reading grows with the body and with nothing else: 8 KiB of anything cost at most 12 times a wrong cart of 50 lines (4 KiB)."""
+    many = [{"product_id": 2**63 - 1, "quantity": 100, "price": "9999999999.99"}] * 50
+    cart = body(user_id=2**63 - 1, user_email="a" * 64 + "@" + "b" * 63 + ".example.com", items=many, payment_method="p" * 64)
+
+    assert len(raw) <= BODY_BYTES
+    assert cpu_s(raw) <= 12 * cpu_s(cart)
 
 
 @pytest.mark.parametrize("text", ["4111111111111112", "411111111111", "41111111111111111111", "2026-11-22", "1299.99"])

@@ -28,6 +28,8 @@ LINGER_MAX_BYTES: Final = 1024 * 1024
 HEAD_MAX_BYTES: Final = 16 * 1024  # request line, headers and trailers together
 HEADERS_MAX: Final = 100
 PIPELINE_MAX: Final = 16
+PIECES_MAX: Final = 1024  # chunks or reads of one body: each costs CPU, however small it is
+BODY_WIRE_MAX_BYTES: Final = 1024 * 1024  # of one body with its chunk headers, which no application sees
 MAX_OPEN: Final = 4096
 
 _HEAD_TOO_LARGE: Final = f"The request line and the headers may have at most {HEAD_MAX_BYTES} bytes."
@@ -128,6 +130,8 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         self._begun = False
         self._head_bytes = 0
         self._pending_bytes = 0
+        self._pieces = 0
+        self._wire_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a connection in, if need be for the one that has been idle longest."""
@@ -167,6 +171,11 @@ class Protocol(httptools_impl.HttpToolsProtocol):
             if self._pending_bytes > HEAD_MAX_BYTES:
                 self._malformed(_HEAD_TOO_LARGE)
                 return
+        else:
+            self._wire_bytes += len(data)
+            if self._wire_bytes > BODY_WIRE_MAX_BYTES:
+                self._malformed("The body has far more bytes than it holds.")
+                return
         try:
             self._reader().feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -186,7 +195,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
             raise _RefusedError
         super().on_message_begin()
         self._in_head = True
-        self._head_bytes = self._pending_bytes = 0
+        self._head_bytes = self._pending_bytes = self._pieces = self._wire_bytes = 0
         if self._timer is None:
             self._arm(HEAD_S, self._late)
 
@@ -220,6 +229,14 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         self._keeps = self.cycle.keep_alive and not upgrade
         self.cycle.keep_alive = False
         self._arm(BODY_S, self._late)
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body, when there have not been too many."""
+        self._pieces += 1
+        if self._pieces > PIECES_MAX:
+            self._fault = f"A body may come in at most {PIECES_MAX} pieces."
+            raise _RefusedError
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Note that the request is whole, and the connection good for another one."""

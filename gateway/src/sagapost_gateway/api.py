@@ -50,7 +50,7 @@ def _orders(order: upstream.Order) -> list[HTTPRouteHandler]:
         key = edge.idempotency_key(received)
         headers = {**_as(request), "Content-Type": "application/json"}
         headers |= {"Idempotency-Key": key} if key else {"Sagapost-Attempt": uuid.uuid4().hex}
-        body = await edge.read_body(request)
+        body = await edge.read_body(request, edge.CHECKOUT_MAX_BYTES)
         return _pass_on(request, await order.call("POST", "/checkout", headers=headers, body=body, again=True))
 
     @litestar.get("/orders/{order_id:str}", opt=_for(access.CHECKOUT_READ))

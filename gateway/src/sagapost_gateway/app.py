@@ -6,10 +6,10 @@ from typing import Final
 
 import litestar
 import msgspec
-from litestar import datastructures, enums, handlers, types
+from litestar import enums, handlers, types
 
 from sagapost_chassis import health, ids, problems, web
-from sagapost_gateway import admission, api, cors, errors, gate, openapi, pages, upstream
+from sagapost_gateway import admission, api, cors, edge, errors, gate, openapi, pages, upstream
 
 HOLD_S: Final = 1.0  # as long as Retry-After says
 MAX_HELD: Final = 1000
@@ -17,6 +17,7 @@ _UNLESS_SET: Final = (
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
 )
+_JSON_OR_PAGE: Final = ("application/json", "text/html")
 _READING: Final = ("GET", "HEAD", "OPTIONS")  # they may wait long for news, and have connections of their own for that
 # A browser takes note of it over HTTPS only. Not for subdomains: they are not this service's to speak for.
 _HTTPS_ONLY: Final = (b"strict-transport-security", b"max-age=31536000")
@@ -179,12 +180,7 @@ def _routed(scope: types.HTTPScope, *, shop: bool) -> types.HTTPScope:
     changed = scope.copy()
     if scope["method"] == "HEAD":
         changed["method"] = "GET"
-    if shop and scope["path"] == "/" and _prefers_html(scope):
+    if shop and scope["path"] == "/" and edge.preferred(scope["headers"], _JSON_OR_PAGE) == _JSON_OR_PAGE[1]:
         changed["path"] = pages.SHOP_PATH
         changed["raw_path"] = pages.SHOP_PATH.encode("ascii")
     return changed
-
-
-def _prefers_html(scope: types.HTTPScope) -> bool:
-    accepted = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
-    return datastructures.Accept(accepted).best_match(["application/json", "text/html"]) == "text/html" if accepted else False

@@ -3,26 +3,26 @@
 import asyncio
 import re
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from litestar import connection, handlers
+from litestar import connection, datastructures, handlers
 
 from sagapost_chassis import problems, web
-from sagapost_contracts import access
+from sagapost_contracts import access, idempotency
 from sagapost_gateway import errors
 
 BODY_TIMEOUT_S: Final = 10.0
+CHECKOUT_MAX_BYTES: Final = 8 * 1024  # the order service's own limit
 WAIT_MAX_S: Final = 30
 _QUERY_MAX: Final = 20
 _WORD_MAX: Final = 100
+_ACCEPT_MAX: Final = 1000  # browsers send some 150 characters; sorting thousands of media types costs much
 _BIGINT_MAX: Final = 2**63 - 1
 
 Headers = Iterable[tuple[bytes, bytes]]
 
 _JSON: Final = re.compile(rb'\Aapplication/json(?:[ \t]*;[ \t]*charset=(?:utf-8|"utf-8"))?\Z', re.IGNORECASE)
-# Visible ASCII without the quote, the backslash and the comma: a comma is what a proxy joins repeated headers with.
-_KEY: Final = re.compile(rb'\A("?)([!#-+\x2d-\x5b\x5d-~]{1,255})\1\Z')
 _BEARER: Final = re.compile(rb"\Abearer +([!-~]{1,200})\Z", re.IGNORECASE)
 _NUMBER: Final = re.compile(r"\A[1-9][0-9]{0,18}\Z", re.ASCII)
 _UUID: Final = re.compile(r"\A[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
@@ -60,11 +60,10 @@ def idempotency_key(headers: Headers) -> str | None:
     keys = values(headers, b"idempotency-key")
     if not keys:
         return None
-    found = _KEY.match(keys[0])
-    if len(keys) > 1 or not found:
-        detail = "Send one Idempotency-Key of 1 to 255 visible ASCII characters, bare or in double quotes, without commas."
-        raise errors.KeyInvalidError(detail)
-    return found.group(2).decode("ascii")
+    key = idempotency.bare(keys[0].decode("latin-1")) if len(keys) == 1 else None
+    if key is None:
+        raise errors.KeyInvalidError(idempotency.SENTENCE)
+    return key
 
 
 def key_digest(headers: Headers, env: str) -> str | None:
@@ -161,6 +160,17 @@ def query(request: problems.Request) -> str:
     """Write the first 20 query parameters anew, each as often as it was given; cut where none that means anything is as long."""
     given = list(request.query_params.multi_items())[:_QUERY_MAX]
     return urllib.parse.urlencode([(name[:_WORD_MAX], str(value)[:_WORD_MAX]) for name, value in given])
+
+
+def preferred(headers: Headers, kinds: Sequence[str]) -> str | None:
+    """Return which of these media types the client would rather have, the first where it does not mind.
+
+    None when the client says nothing, wants none of them, or sends a list that is too long to be sorted for it.
+    """
+    accepted = b",".join(values(headers, b"accept")).decode("latin-1")
+    if not accepted or len(accepted) > _ACCEPT_MAX:
+        return None
+    return datastructures.Accept(accepted).best_match(list(kinds))
 
 
 def wait_s(headers: Headers) -> int:

@@ -34,7 +34,7 @@ _TITLES: Final = {
     "version-mismatch": ("The saga has another version", "The saga has version 4, not 3: look again before you act."),
     "overloaded": ("Too much is being asked at once", "Nothing was done. Try again in a second."),
     "request-timeout": ("The body took too long", "Send the whole body within 10 seconds."),
-    "payload-too-large": ("The body is too large", "A body may have at most 65536 bytes."),
+    "payload-too-large": ("The body is too large", "A body may have at most 8192 bytes."),
     "unsupported-media-type": (
         "Only application/json without a content encoding is read",
         "Send the body as Content-Type: application/json.",

@@ -4,7 +4,7 @@ from typing import Final
 
 import msgspec
 
-from sagapost_contracts import access
+from sagapost_contracts import access, idempotency
 from sagapost_gateway import examples, schemas
 
 Json = dict[str, object]
@@ -13,6 +13,7 @@ EVENT_STREAM: Final = "text/event-stream"
 NUMBER: Final[Json] = {"type": "integer", "minimum": 1, "maximum": 2**63 - 1}
 _UPSTREAM: Final = ("order-service-unavailable", "circuit-open", "overloaded", "upstream-timeout")
 PUBLIC: Final = ""
+_KEY_PATTERN: Final = f"{idempotency.CHARACTERS}{{1,{idempotency.LENGTH_MAX}}}"
 _BODY: Final = ("malformed-request", "request-timeout", "payload-too-large", "unsupported-media-type", "validation-failed")
 
 
@@ -70,7 +71,7 @@ _KEY: Final = Parameter(
         "Names this attempt, bare or in double quotes: make it when the checkout page opens, not when the button is pressed. Repeated "
         "with the same body, it gets the first answer again, for 7 days, and no second order; an answer that began no order is not kept."
     ),
-    schema={"type": "string", "pattern": '^([!#-+\\--\\[\\]-~]{1,255}|"[!#-+\\--\\[\\]-~]{1,255}")$'},
+    schema={"type": "string", "pattern": f'^({_KEY_PATTERN}|"{_KEY_PATTERN}")$'},
     example="8e03978e-40d5-43e8-bc93-6894a57f9324",
 )
 IF_NONE_MATCH: Final = Parameter(
@@ -154,7 +155,7 @@ OPERATIONS: Final = (
         summary="Buy a cart",
         description=(
             "Stores the order and answers at once; payment and receipt follow. The answer's Location is where to watch. "
-            "Prices are compared with the catalogue and never taken from the client. A body may have 64 KiB."
+            "Prices are compared with the catalogue and never taken from the client. A body may have 8 KiB."
         ),
         status=202,
         told="Accepted: the order is stored and will be paid and confirmed by e-mail, or cancelled.",

@@ -8,10 +8,10 @@ from typing import Final
 
 import litestar
 import msgspec
-from litestar import datastructures, handlers
+from litestar import handlers
 
 from sagapost_chassis import problems, web
-from sagapost_gateway import errors, problem_types
+from sagapost_gateway import edge, errors, problem_types
 
 SHOP_PATH: Final = "/shop"
 _PACKAGE: Final = "sagapost_gateway"
@@ -113,8 +113,7 @@ def _problems() -> list[handlers.HTTPRouteHandler]:
 
 
 def _wants_json(request: problems.Request) -> bool:
-    accepted = request.headers.get("accept", "")
-    return bool(accepted) and datastructures.Accept(accepted).best_match(["text/html", "application/json"]) == "application/json"
+    return edge.preferred(request.scope["headers"], ("text/html", "application/json")) == "application/json"
 
 
 def _answer(page: Page, kept: dict[str, str] | None = None) -> litestar.Response[bytes]:

@@ -87,7 +87,7 @@ KINDS: Final[dict[str, Kind]] = {
     "payload-too-large": Kind(
         status=413,
         title="The body is too large",
-        meaning="A body may have 64 KiB.",
+        meaning="A checkout's body may have 8 KiB, any other 64 KiB.",
         remedy="Send less. Nothing was done.",
     ),
     "unsupported-media-type": Kind(

@@ -16,10 +16,12 @@ EVENTS: Final = {
     "waive-notify": states.OPERATOR_WAIVE_NOTIFY,
     "mark-refunded": states.OPERATOR_MARK_REFUNDED,
 }
+BODY_MAX_BYTES: Final = 8 * 1024  # more than the longest reason and reference have, with each character escaped; nothing larger is parsed
 _MARK_REFUNDED: Final = "mark-refunded"
 # bare or quoted; weak too, because a proxy that compresses makes the tag weak, and a version says all about a saga
 _TAG: Final = re.compile(r'\A(?:W/(?="))?("?)([1-9][0-9]{0,8})\1\Z')
-_BREAKS: Final = frozenset({"Cc", "Zl", "Zp"})
+# what ends a line, what turns the text around it (bidi) or is not seen, and halves of surrogate pairs
+_UNSEEN: Final = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
 
 
 class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,14 +40,16 @@ def parse(name: str, body: bytes, if_match: Sequence[str], actor: str) -> moves.
     """
     if name not in EVENTS:
         raise errors.NotFoundError("There is no such action.")
+    if len(body) > BODY_MAX_BYTES:
+        raise errors.MalformedRequestError(f"An action has at most {BODY_MAX_BYTES} bytes.")
     tree = strictjson.read(body) if body else {}
-    if any(domain.holds_card_number(text) for text in strictjson.strings(tree)):
-        raise _invalid("", "card_number")
     try:
         found = msgspec.convert(tree, _Body)
     except msgspec.ValidationError as exc:
         fault = domain.field_error(str(exc))
         raise _invalid(fault.pointer, fault.code) from exc
+    if domain.holds_card_number(found.reason) or domain.holds_card_number(found.reference or ""):  # both are short by now
+        raise _invalid("", "card_number")
     if name != _MARK_REFUNDED and found.reference is not None:
         raise _invalid("/reference", "unknown_field")
     return moves.Action(
@@ -58,10 +62,10 @@ def parse(name: str, body: bytes, if_match: Sequence[str], actor: str) -> moves.
 
 
 def _line(text: str, pointer: str) -> str:
-    """Give one line that says something: the history is shown in terminals, and PostgreSQL keeps no NUL."""
+    """Return one line that says something, as it is read: the history is shown in terminals, and PostgreSQL keeps no NUL."""
     if not text.strip():
         raise _invalid(pointer, "missing")
-    if any(unicodedata.category(character) in _BREAKS for character in text):
+    if any(unicodedata.category(character) in _UNSEEN for character in text):
         raise _invalid(pointer, "wrong_format")
     return text.strip()
 

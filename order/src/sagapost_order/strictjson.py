@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Generator
 from typing import Final, NoReturn
 
 import msgspec
@@ -11,7 +12,9 @@ from sagapost_order import errors
 MAX_DEPTH: Final = 8
 _INT_DIGITS: Final = 19  # as many as 2^63-1 has; a longer number stays text, so that nobody converts 5,000 digits
 # every string is one token, closed or not: no quote is looked at twice, so that the scan stays linear
-_TOKEN: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_ONE_KIND: Final = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKET: Final = bytes(sorted(set(range(256)) - set(b"[]{}")))
 
 
 class Number(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,36 +39,34 @@ def read(body: bytes) -> object:
         raise errors.MalformedRequestError("The body is not UTF-8.") from exc
     except json.JSONDecodeError as exc:
         raise errors.MalformedRequestError(f"The body is not JSON: it breaks at character {exc.pos}.") from exc
-    if not all(_is_text(text) for text in strings(tree)):
+    if b"\\u" in body and not _is_text(tree):  # only an escape can make half of a pair
         raise errors.MalformedRequestError("The body holds half of a surrogate pair.")
     return tree
 
 
-def strings(tree: object) -> list[str]:
-    """List every key and every string of a document."""
-    if isinstance(tree, str):
-        return [tree]
-    found: list[str] = []
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            found += [str(key), *strings(value)]
-    elif isinstance(tree, list):
-        for value in tree:
-            found += strings(value)
-    return found
+def strings(tree: object) -> Generator[str]:
+    """List every key and every string of a document, one by one, so that a caller can stop after as many as it has time for."""
+    rest = [tree]
+    while rest:
+        node = rest.pop()
+        if isinstance(node, str):
+            yield node
+        elif isinstance(node, dict):
+            rest += [*node.values(), *node.keys()]
+        elif isinstance(node, list):
+            rest += node
 
 
 def _check_depth(body: bytes) -> None:
-    # before the parser sees it: json.loads recurses, and 20,000 levels would end in a RecursionError
-    depth = 0
-    for token in _TOKEN.finditer(body):
-        first = token[0][:1]
-        if first in b"[{":
-            depth += 1
-        elif first in b"]}":
-            depth -= 1
-        if depth > MAX_DEPTH:
-            raise errors.MalformedRequestError(f"The body is nested deeper than {MAX_DEPTH} levels.")
+    """Refuse deep nesting before the parser sees it: json.loads recurses, and 20,000 levels would end in a RecursionError.
+
+    No loop in Python over the body's bytes: this is done for everybody's body. Each round removes the innermost brackets.
+    """
+    brackets = _STRING.sub(b"", body).translate(_ONE_KIND, _NO_BRACKET)
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"")
+    if b"[]" in brackets or brackets.count(b"[") > MAX_DEPTH:
+        raise errors.MalformedRequestError(f"The body is nested deeper than {MAX_DEPTH} levels.")
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -87,9 +88,9 @@ def _constant(_: str) -> NoReturn:
     raise errors.MalformedRequestError("NaN and Infinity are not JSON.")
 
 
-def _is_text(text: str) -> bool:
+def _is_text(tree: object) -> bool:
     try:
-        text.encode()
+        msgspec.json.encode(tree)
     except UnicodeEncodeError:
         return False
     return True
