@@ -180,6 +180,11 @@ async def test_failures_below_the_ladders_length_cost_their_delays_and_nothing_e
     sys.stdout.write(f"\nwaits {waits_s}; p99 of good ones alone {p99_ms[0]:.1f} ms, beside failing ones {p99_ms[1]:.1f} ms\n")
 
 
+async def _bind(queue: aio_pika.abc.AbstractQueue, wanted: topology.Queue) -> None:
+    for exchange, key in wanted.bindings:
+        await queue.bind(exchange, key)
+
+
 async def test_a_retry_that_no_queue_takes_is_not_lost(vhost: str) -> None:
     """Unroutable while its retry queue is gone, nacked while that is full: the message waits unacknowledged, and then climbs on."""
     attempts: list[int] = []
@@ -199,16 +204,63 @@ async def test_a_retry_that_no_queue_takes_is_not_lost(vhost: str) -> None:
             await publisher.publish(amqp.message_of(_sealed()), exchange="", routing_key=QUEUE)
             await polling.eventually(lambda: _is("no queue takes" in str(lines)))
             full: dict[str, Any] = {"x-max-length": 0, "x-overflow": "reject-publish"}
-            await channel.declare_queue(step.name, durable=True, arguments=full)
+            await _bind(await channel.declare_queue(step.name, durable=True, arguments=full), step)
             await polling.eventually(lambda: _is("DeliveryError" in str(lines)))
         assert attempts == [1]
         async with publisher.gate:  # the broker confirms whatever a queue that is deleted has not answered yet, and it is gone
             await channel.queue_delete(step.name)
-            await channel.declare_queue(step.name, durable=True, arguments=dict(step.arguments))
+            await _bind(await channel.declare_queue(step.name, durable=True, arguments=dict(step.arguments)), step)
         await polling.eventually(lambda: _is(attempts == [1, 2]), 20)
 
     assert await _depth(vhost, QUEUE) == 0
     assert await _depth(vhost, topology.dead_letter_queue(QUEUE)) == 0
+
+
+async def test_a_type_under_the_routing_key_of_another_service_is_a_dead_letter(vhost: str) -> None:
+    """What the sender names as the first key is not believed, and a letter that is sent back is refused again."""
+    seen: list[consuming.Delivery] = []
+
+    async def handler(delivery: consuming.Delivery) -> None:
+        seen.append(delivery)
+
+    said = events.PaymentFailed(order_id=7, saga_id=ids.uuid7(), payment_version=1, code="declined", reason="no")
+    sealed = envelope.seal(said, message_id=ids.uuid7(), source="test", time=datetime.now(UTC), causation_id=None, traceparent=None)
+    forged = amqp.message_of(sealed)
+    forged.headers |= {"x-original-routing-key": "payment.payment.failed"}
+    async with amqp.Publisher(vhost, "test") as publisher:
+        stop = asyncio.Event()
+        worker = consuming.Consumer(vhost, topology.ORDER_QUEUE, {events.PaymentFailed: handler}, publisher)
+        running = asyncio.create_task(worker.run(stop))
+        await publisher.publish(forged, exchange=topology.EXCHANGE, routing_key="email.email.sent")
+        dead = await _take(vhost, topology.dead_letter_queue(topology.ORDER_QUEUE))
+        back = aio_pika.Message(dead.body, headers=dead.headers, message_id=dead.message_id, type=dead.type, timestamp=dead.timestamp)
+        await publisher.publish(back, exchange="", routing_key=topology.ORDER_QUEUE)
+        again = await _take(vhost, topology.dead_letter_queue(topology.ORDER_QUEUE))
+        await publisher.publish(amqp.message_of(sealed), exchange=topology.EXCHANGE, routing_key=sealed.routing_key)
+        await polling.eventually(lambda: _is(len(seen) == 1))
+        stop.set()
+        await running
+
+    assert [letter.headers["x-original-routing-key"] for letter in (dead, again)] == ["email.email.sent"] * 2
+    assert "came to order_updates_queue with email.email.sent" in str(dead.headers["x-exception-message"])
+
+
+async def test_a_type_that_the_queue_is_not_bound_for_is_a_dead_letter(vhost: str) -> None:
+    """Even one that has a handler, and even when it came through the default exchange, as what is tried again does."""
+    async with amqp.Publisher(vhost, "test") as publisher:
+        stop = asyncio.Event()
+        worker = consuming.Consumer(vhost, topology.EMAIL_QUEUE, {events.CancelPayment: _never}, publisher)
+        running = asyncio.create_task(worker.run(stop))
+        await publisher.publish(amqp.message_of(_sealed()), exchange="", routing_key=topology.EMAIL_QUEUE)
+        dead = await _take(vhost, topology.dead_letter_queue(topology.EMAIL_QUEUE))
+        stop.set()
+        await running
+
+    assert dead.headers["x-exception-type"] == "UndecodableError"
+
+
+async def _never(_: consuming.Delivery) -> None:
+    raise AssertionError("this message belongs to another queue")
 
 
 async def test_a_wish_for_a_longer_delay_skips_steps(vhost: str) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from integration import relay_kit
+from integration import relay_kit, topology_kit
 from integration.relay_kit import Start
 
 from sagapost_chassis import db, outbox
-from sagapost_contracts import topology
+from sagapost_contracts import events, topology
 from sagapost_sandbox import management
 from sagapost_sandbox.testing import servers
 
@@ -24,6 +24,12 @@ ORDER = relay_kit.order_of(2)
 QUICK = {"retry_base_s": "0.1", "retry_cap_s": "0.1"}
 PATIENT = QUICK | {"retry_attempts": "1000"}
 LARGE = 20 << 20
+_WAIT = """
+INSERT INTO outbox_parked (id, shard, event_id, aggregate, type, routing_key, correlation_id, headers, payload, created_at,
+                           state, reason, detail, attempts, retry_at)
+SELECT id, shard, event_id, aggregate, type, routing_key, correlation_id, headers, payload, created_at, 'waiting', 'nacked', '', 1, now()
+  FROM outbox WHERE event_id = %(event_id)s
+"""
 _PARKED = "SELECT event_id, state, reason, attempts, detail FROM outbox_parked ORDER BY id"
 
 
@@ -209,3 +215,29 @@ async def test_what_is_too_large_does_not_get_into_the_outbox(payment_db: str) -
         await relay_kit.put(conn, ORDER, 1, payload=bytes(outbox.MAX_PAYLOAD_BYTES))
         with pytest.raises(psycopg.errors.CheckViolation, match="outbox_payload_size"):
             await relay_kit.put(conn, ORDER, 2, payload=bytes(outbox.MAX_PAYLOAD_BYTES + 1))
+
+
+async def test_a_foreign_routing_key_is_parked_before_it_costs_a_channel(
+    payment_db: str, vhost: str, broker: servers.Broker, start_service: Start
+) -> None:
+    """The broker would close the channel over each; so would a row that somebody wrote among those that wait for another try."""
+    url = topology_kit.make_users(broker, vhost)["relay-payment"]
+    own, foreign = events.PaymentProcessed.key, ("order.order.created", "email.email.sent", "payments.payment.processed", "")
+    async with await db.Connection.connect(payment_db) as conn:
+        others = [await relay_kit.put(conn, ORDER, 0, key=key) for key in foreign]
+        waiting = await relay_kit.put(conn, ORDER, 1, key="order.order.cancelled")
+        await conn.execute(_WAIT, {"event_id": waiting})
+        good = [await relay_kit.put(conn, ORDER, number, key=own) for number in range(2, 52)]
+    relay = start_service("relay", relay_kit.env(payment_db, url, **QUICK))
+
+    found = await relay_kit.collect_all(vhost, good)
+    await relay_kit.when(lambda: relay_kit.stored(payment_db))
+    expected = sorted((event_id, "parked", "foreign-key") for event_id in (*others, waiting))
+
+    await relay_kit.when(lambda: _are_parked(payment_db, expected))
+    assert [each.message_id for each in found] == good
+    assert "relay.channel_lost" not in relay.logs()
+
+
+async def _are_parked(dsn: str, expected: list[tuple[Any, ...]]) -> bool:
+    return sorted(await _parked(dsn)) == expected

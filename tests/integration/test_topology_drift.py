@@ -2,15 +2,17 @@
 
 import asyncio
 import json
+from typing import cast
 
 import aio_pika
 import pytest
 from integration import topology_kit
 
+from sagapost_chassis import amqp
 from sagapost_contracts import topology
 from sagapost_ops.topology import found
 from sagapost_sandbox import management
-from sagapost_sandbox.testing import servers
+from sagapost_sandbox.testing import polling, servers
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +35,11 @@ def test_show_names_everything_without_a_broker(broker: servers.Broker) -> None:
     shown, table = (topology_kit.command(broker, "amqp://nobody:nothing@127.0.0.1:1/", "show", *how) for how in (("--json",), ()))
 
     found = json.loads(shown.stdout)
-    assert [exchange["name"] for exchange in found["exchanges"]] == [topology.EXCHANGE, topology.DEAD_LETTER_EXCHANGE]
+    assert [exchange["name"] for exchange in found["exchanges"]] == [
+        "ecommerce_events",
+        "ecommerce_events.dlx",
+        *(f"{queue}.{kind}" for queue in topology.WORK_QUEUES for kind in ("retry", "dlx")),
+    ]
     assert {queue["name"]: queue["arguments"] for queue in found["queues"]} == {q.name: q.arguments for q in topology.queues()}
     assert {user["name"]: user["configure"] for user in found["users"]} == dict.fromkeys(USERS, "^$")
     assert all(queue.name in table.stdout for queue in topology.queues())
@@ -73,9 +79,11 @@ async def test_each_drift_is_named_for_what_it_is(broker: servers.Broker, vhost:
         "payment_service_queue.dlq is not bound to ecommerce_events.dlx with payment_service_queue",
         "email_service_queue is bound to ecommerce_events with email.#, which is not wanted",
         "email_service_queue.dlq is not bound to ecommerce_events.dlx with email_service_queue",
+        "order_updates_queue.retry.5s is not bound to order_updates_queue.retry with 5s",
         "order_updates_queue.dlq is not bound to ecommerce_events.dlx with order_updates_queue",
+        "order_updates_queue.dlq is not bound to order_updates_queue.dlx with order_updates_queue",
     ]
-    assert "the broker differs in 15 places" in done.stderr
+    assert "the broker differs in 17 places" in done.stderr
     assert all(way in done.stderr for way in ("topology declare", "unbind it", "delete it"))
 
 
@@ -96,10 +104,48 @@ async def test_a_users_rights_that_differ_are_named_and_mended(broker: servers.B
         "user order may configure “.*” instead of “^$”",
         f"user order may write “.*” instead of “{topology.USERS[0].write}”",
         r"user email is not held to the routing keys “^email\.email\.[a-z_]+$” on ecommerce_events",
+        r"user relay-order is not held to the routing keys “^order\..*” on ecommerce_events",
         "user relay-order is held to the routing keys “^order” on ecommerce_events, which is not wanted",
         f"user relay-payment may not use the virtual host {name}",
     ]
     assert (before.returncode, mended.returncode, after.returncode) == (1, 0, 0), after.stderr
+
+
+async def test_older_consumers_keep_their_rights_until_only_new_ones_are_connected(broker: servers.Broker, vhost: str) -> None:
+    """While a deployment rolls they can set messages aside; afterwards the next call takes the rights away, and gives none back."""
+    name, api = found.vhost_of(vhost), broker.management
+    urls = topology_kit.make_users(broker, vhost)
+    for user in topology.USERS:
+        if user.older_write:
+            write = topology.FIRST_WRITES[user.name]
+            management.permit(api, name, user.name, management.Rights(configure=user.configure, write=write, read=user.read))
+
+    async def declare(*how: str) -> list[str]:
+        done = await asyncio.to_thread(topology_kit.command, broker, vhost, "declare", "--users", "--json", *how)
+        return list(json.loads(done.stdout).get("older_rights", []))
+
+    new = await amqp.connect(urls["order"], "a new consumer")
+    async with new, topology_kit.connected(urls["payment"]) as old:
+        await polling.eventually(lambda: _are_listed(api, name, 2), 30)
+        while_rolling = await declare()
+        checked = await asyncio.to_thread(topology_kit.command, broker, vhost, "check", "--users")
+        await old.close()
+        await polling.eventually(lambda: _are_listed(api, name, 1), 30)
+        afterwards = await declare()
+    async with topology_kit.connected(urls["payment"]):
+        await polling.eventually(lambda: _are_listed(api, name, 1), 30)
+        once_more, for_the_way_back = await declare(), await declare("--older-services")
+
+    assert while_rolling == ["payment"]
+    assert "user payment may write" in checked.stdout
+    assert "it reaches every queue" in checked.stdout
+    assert checked.returncode == 1
+    assert (afterwards, once_more, for_the_way_back) == ([], [], ["email", "order", "payment"])
+
+
+async def _are_listed(api: management.Management, vhost: str, number: int) -> bool:
+    listed = await asyncio.to_thread(management.request, api, "GET", f"/api/vhosts/{vhost}/connections")
+    return len([one for one in cast("list[dict[str, object]]", listed) if one.get("user")]) == number
 
 
 def test_without_the_management_interface_only_names_are_checked(broker: servers.Broker, vhost: str) -> None:

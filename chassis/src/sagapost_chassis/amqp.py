@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import aio_pika
@@ -17,7 +17,7 @@ import prometheus_client
 from aio_pika import abc, exceptions
 
 from sagapost_chassis import errors, tls
-from sagapost_contracts import envelope
+from sagapost_contracts import envelope, topology
 
 CONNECT_TIMEOUT_S: Final = 5
 PUBLISH_TIMEOUT_S: Final = 10
@@ -104,9 +104,10 @@ async def connect(url: str, name: str, *, connection_class: type[aio_pika.Connec
 
     """
     kind = _closing(connection_class)
+    properties: dict[str, Any] = {"connection_name": name, topology.GENERATION_PROPERTY: str(topology.GENERATION)}
 
     async def one(node: str) -> abc.AbstractConnection:
-        return await aio_pika.connect(with_heartbeat(node), client_properties={"connection_name": name}, connection_class=kind)
+        return await aio_pika.connect(with_heartbeat(node), client_properties=properties, connection_class=kind)
 
     return await first(url, one)
 

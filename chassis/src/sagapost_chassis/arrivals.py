@@ -10,7 +10,7 @@ from aiormq import abc
 from pamqp import common
 
 from sagapost_chassis import properties, telemetry
-from sagapost_contracts import envelope
+from sagapost_contracts import envelope, topology
 
 MAX_BODY_BYTES: Final = 1_000_000
 MAX_FRAMES: Final = 20  # of a traceback in the log
@@ -92,8 +92,37 @@ def _fault(headers: common.FieldTable, delivery_mode: object, expiration: object
     return None
 
 
-def failure_headers(arrival: Arrival, exc: BaseException, attempt: int) -> dict[str, str | int]:
-    """Say on the copy what failed, where and when; `attempt` is what the copy's next reader counts it as."""
+def original_key(arrival: Arrival, queue: str) -> str:
+    """Return the routing key that a message of `queue` was first published with.
+
+    What comes back from a retry queue or from `dlq replay` bears the queue's name, and names the first key in a header. What comes from
+    the topic exchange bears its own key; a header that names another is the sender's word, and is not believed.
+    """
+    if arrival.routing_key != queue:
+        return arrival.routing_key
+    return telemetry.headers_of(arrival.headers, "x-original-routing-key") or queue
+
+
+def check_key(arrival: Arrival, queue: str, key: str) -> None:
+    """Refuse a message whose type, published with `key`, does not belong to `queue`, or came with the routing key of another service.
+
+    The first word of a routing key is the service that sends it, and the broker holds each service's user to its own. Only with this
+    check does that hold for the types, too.
+
+    Raises:
+        envelope.UndecodableError: says which type came with which key.
+
+    """
+    original = original_key(arrival, queue)
+    is_its_own = original == queue or original.partition(".")[0] == key.partition(".")[0]
+    if not topology.is_bound(queue, key) or not is_its_own:
+        raise envelope.UndecodableError(
+            f"{properties.text(arrival.type)} has the routing key {key}, and came to {queue} with {properties.text(original)}"
+        )
+
+
+def failure_headers(arrival: Arrival, exc: BaseException, attempt: int, queue: str) -> dict[str, str | int]:
+    """Return the headers of a copy: what failed, where and when; `attempt` is what the copy's next reader counts it as."""
     now = datetime.now(UTC).isoformat()
     return {
         "x-attempt": attempt,
@@ -102,15 +131,15 @@ def failure_headers(arrival: Arrival, exc: BaseException, attempt: int) -> dict[
         "x-fingerprint": fingerprint(exc),
         "x-first-failed-at": telemetry.headers_of(arrival.headers, "x-first-failed-at") or now,
         "x-failed-at": now,
-        "x-original-routing-key": telemetry.headers_of(arrival.headers, "x-original-routing-key") or arrival.routing_key,
+        "x-original-routing-key": original_key(arrival, queue),
     }
 
 
-def retry_headers(arrival: Arrival, exc: BaseException) -> dict[str, str | int]:
+def retry_headers(arrival: Arrival, exc: BaseException, queue: str) -> dict[str, str | int]:
     """Return the headers of a copy that will be tried again: one attempt more, or one wait more where the failure costs no attempt."""
     if getattr(exc, "counted", True):
-        return failure_headers(arrival, exc, arrival.attempt + 1)
-    return failure_headers(arrival, exc, arrival.attempt) | {"x-waits": arrival.waits + 1}
+        return failure_headers(arrival, exc, arrival.attempt + 1, queue)
+    return failure_headers(arrival, exc, arrival.attempt, queue) | {"x-waits": arrival.waits + 1}
 
 
 def fingerprint(exc: BaseException) -> str:

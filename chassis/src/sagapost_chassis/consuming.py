@@ -229,6 +229,7 @@ class Consumer:
             try:
                 arrival.check()
                 delivery = _read(arrival)
+                arrivals.check_key(arrival, self._queue, type(delivery.message).key)
                 line["order_id"] = delivery.message.order_id
                 await self._handler_of(delivery.type)(delivery)
                 HANDLED.labels(self._queue, kind).inc()
@@ -248,12 +249,12 @@ class Consumer:
         reason = type(exc).__name__
         delay_s = None if permanent else self._delay_s(arrival, exc)
         if delay_s is not None:
-            copy = arrivals.copy(arrival, arrivals.retry_headers(arrival, exc))
-            await self._publish(arrival, copy, exchange="", routing_key=topology.retry_queue(self._queue, delay_s))
+            copy = arrivals.copy(arrival, arrivals.retry_headers(arrival, exc, self._queue))
+            await self._publish(arrival, copy, exchange=topology.retry_exchange(self._queue), routing_key=topology.retry_key(delay_s))
             RETRIED.labels(self._queue, reason).inc()
             return f"retry_in_{delay_s}s"
-        copy = arrivals.copy(arrival, arrivals.failure_headers(arrival, exc, arrival.attempt))
-        await self._publish(arrival, copy, exchange=topology.DEAD_LETTER_EXCHANGE, routing_key=self._queue)
+        copy = arrivals.copy(arrival, arrivals.failure_headers(arrival, exc, arrival.attempt, self._queue))
+        await self._publish(arrival, copy, exchange=topology.dead_letter_exchange(self._queue), routing_key=self._queue)
         DEAD.labels(self._queue, reason).inc()
         # not exc_info: the log would show the frames' variables, the message with its e-mail address among them
         telemetry.log.error("message.dead", queue=self._queue, fingerprint=arrivals.fingerprint(exc), traceback=arrivals.frames(exc))

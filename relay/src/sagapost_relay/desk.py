@@ -1,11 +1,14 @@
 """What the parts of one relay share: its shards, its broker connection, its clock; it must not do I/O of its own."""
 
 import asyncio
+import re
 import time
 from contextlib import suppress
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
 from sagapost_chassis import amqp, telemetry
+from sagapost_contracts import topology
 from sagapost_relay import lanes, metrics, parked, queries
 from sagapost_relay.blocks import Outcome
 from sagapost_relay.broker import Broker
@@ -31,6 +34,8 @@ class Desk:
         self.policy = parked.Policy(
             attempts=config.retry_attempts, base_s=config.retry_base_s, cap_s=config.retry_cap_s, max_bytes=config.max_payload_bytes
         )
+        keys = topology.keys_of(unquote(urlsplit(config.amqp_url).username or ""))
+        self.keys = None if keys is None else re.compile(keys)
         self.shards: dict[int, Shard] = {}
         self.broker: Broker | None = None
         self.broken = asyncio.Event()  # the connection is of no more use
@@ -44,7 +49,7 @@ class Desk:
 
     def admit(self, cursor: queries.Cursor, deadline: float) -> None:
         """Take a shard in hand."""
-        self.shards[cursor.shard] = Shard(cursor, deadline)
+        self.shards[cursor.shard] = Shard(cursor, deadline, keys=self.keys)
         metrics.EPOCH.labels(cursor.shard).set(cursor.epoch)
         telemetry.log.info("relay.shard_taken", shard=cursor.shard, epoch=cursor.epoch, strikes=cursor.strikes)
 

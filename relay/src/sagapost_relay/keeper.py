@@ -78,8 +78,9 @@ async def _retry(conn: db.Connection, desk: Desk, reasons: Sequence[parked.Reaso
 
 
 async def _publish_again(conn: db.Connection, desk: Desk, shard: Shard, rows: Sequence[Row]) -> None:
-    refused = [parked.too_large(row) for row in rows if row.payload is None]
-    sendable = [row for row in rows if row.payload is not None]
+    refused = [aside for row in rows if (aside := parked.unfit(row, desk.keys)) is not None]
+    unfit = {aside.row.id for aside in refused}
+    sendable = [row for row in rows if row.id not in unfit]
     taken: list[int] = []
     unknown: list[int] = []
     if sendable:

@@ -1,5 +1,6 @@
 """Rows that the broker did not take: set aside with the checkpoint that passes them, tried again, parked; it must not publish."""
 
+import re
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -8,8 +9,8 @@ import msgspec
 from sagapost_chassis import db
 from sagapost_relay.blocks import Block, Outcome, Row
 
-Reason = Literal["unroutable", "nacked", "too-large", "refused", "crash-suspect"]
-GENTLE: Final[tuple[Reason, ...]] = ("unroutable", "nacked", "too-large")
+Reason = Literal["unroutable", "nacked", "too-large", "foreign-key", "refused", "crash-suspect"]
+GENTLE: Final[tuple[Reason, ...]] = ("unroutable", "nacked", "too-large", "foreign-key")
 DANGEROUS: Final[tuple[Reason, ...]] = ("refused", "crash-suspect")  # tried alone: what they take down has no other rows in it
 _REASONS: Final[dict[int, Reason]] = {Outcome.RETURNED: "unroutable", Outcome.NACKED: "nacked", Outcome.REFUSED: "refused"}
 _NACKED: Final = "a queue rejected it: it is full, or has no leader"
@@ -74,6 +75,20 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 def too_large(row: Row) -> Aside:
     """Set aside a row whose payload was not read."""
     return Aside(row=row, reason="too-large", detail=f"its payload has {row.size_bytes} bytes", hopeless=True)
+
+
+def unfit(row: Row, keys: re.Pattern[str] | None) -> Aside | None:
+    """Return the reason why a row must not be published as it is; None when it may be.
+
+    `keys`: the routing keys that the relay's user may publish. The broker would close the channel over any other.
+    """
+    if row.payload is None:
+        return too_large(row)
+    if keys is not None and keys.match(row.routing_key) is None:
+        return Aside(
+            row=row, reason="foreign-key", detail=f"this relay may not publish with the routing key {row.routing_key}", hopeless=True
+        )
+    return None
 
 
 def refusals(block: Block) -> list[Aside]:

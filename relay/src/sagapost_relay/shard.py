@@ -1,5 +1,6 @@
 """One shard in this relay's hands: what is read, in flight, settled and stored; it does no I/O."""
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ class Flight(msgspec.Struct, kw_only=True):
 class Shard:
     """Positions are ordered stored <= at <= read: in the database, settled in memory, sent or settled."""
 
-    def __init__(self, cursor: queries.Cursor, deadline: float) -> None:
+    def __init__(self, cursor: queries.Cursor, deadline: float, *, keys: re.Pattern[str] | None = None) -> None:
         self.lease = queries.Lease(shard=cursor.shard, epoch=cursor.epoch)
         self.deadline = deadline  # of time.monotonic(): nothing is written after it
         self.stored = self.at = self.read = queries.position_of(cursor)
@@ -53,6 +54,7 @@ class Shard:
         # one end beside a row says nothing of the row, and set aside it would come out of order: it must be the last of several
         self._suspect = cursor.suspect if cursor.strikes > STRIKES else None
         self._strikes = cursor.strikes
+        self._keys = keys
         self._careful = UNCONFIRMED_MAX if cursor.strikes >= STRIKES else 0
         self._lonely = 0
         self._moved = False  # since the last store, past rows and not only past emptiness
@@ -116,8 +118,8 @@ class Shard:
         for row in rows:
             if row.id in self._confirmed:
                 flight.known.append(row.id)
-            elif row.payload is None:
-                flight.aside.append(parked.too_large(row))
+            elif (aside := parked.unfit(row, self._keys)) is not None:
+                flight.aside.append(aside)
             elif row.id == self._suspect:
                 flight.aside.append(parked.Aside(row=row, reason="crash-suspect", detail="a relay ended while it was in flight alone"))
             else:

@@ -82,8 +82,11 @@ def permit(api: Management, vhost: str, user: str, rights: Rights) -> None:
 
 def permit_topics(api: Management, vhost: str, user: str, topics: dict[str, str]) -> None:
     """Set the routing keys that a user may publish to topic exchanges, by exchange; an exchange not named takes every key."""
-    path = f"/api/topic-permissions/{urllib.parse.quote(vhost, safe='')}/{urllib.parse.quote(user, safe='')}"
-    request(api, "DELETE", path)
+    name, account = urllib.parse.quote(vhost, safe=""), urllib.parse.quote(user, safe="")
+    path = f"/api/topic-permissions/{name}/{account}"
+    has = msgspec.convert(request(api, "GET", f"/api/vhosts/{name}/topic-permissions"), list[dict[str, object]])
+    if any(line["user"] == user and line["exchange"] not in topics for line in has):
+        request(api, "DELETE", path)  # only then: until the next call the user may use every key
     for exchange, keys in topics.items():
         request(api, "PUT", path, {"exchange": exchange, "write": keys, "read": ".*"})
 

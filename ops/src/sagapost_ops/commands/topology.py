@@ -31,11 +31,12 @@ _users = click.option(
 )
 
 
-class Declared(msgspec.Struct, frozen=True, kw_only=True):
-    """How many queues are there now, and how many users were made."""
+class Declared(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How many queues are there now, how many users were made, and which of them have the rights of older consumers too."""
 
     queues: int
     users: int
+    older_rights: list[str] = []
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,21 +75,37 @@ def command() -> None:
 
 @command.command(help="Declare everything; harmless when it is there, exit code 1 when something is there and differs.")
 @_users
+@click.option(
+    "--older-services",
+    is_flag=True,
+    help="With --users: also give order, payment and email the rights that the version before needs, for the way back to it.",
+)
 @_wait
 @options.port_offset
 @options.as_json
-def declare(*, with_users: bool, wait_s: float, port_offset: int, as_json: bool) -> None:
+def declare(*, with_users: bool, older_services: bool, wait_s: float, port_offset: int, as_json: bool) -> None:
     """Declare and count."""
+    if older_services and not with_users:
+        raise click.UsageError("--older-services says what users may do: give --users, too")
     where = targets.find(port_offset)
     url = targets.need(where, "amqp_url")
     api = management.of_url(targets.need(where, "management_url")) if with_users else None
     chosen = accounts.passwords(os.environ) if with_users else {}
     queues = _ask(url, wait_s, topology.declare)
-    users = _make_users(api, found.vhost_of(url), chosen, wait_s) if api else 0
+    users, older = _make_users(api, found.vhost_of(url), chosen, wait_s, older_services=older_services) if api else (0, [])
     if as_json:
-        screen.json(Declared(queues=queues, users=users))
-    else:
-        screen.out().print(f"{queues} queues are declared and bound{f'; {users} users have their rights' if api else ''}.")
+        screen.json(Declared(queues=queues, users=users, older_rights=older))
+        return
+    screen.out().print(f"{queues} queues are declared and bound{f'; {users} users have their rights' if api else ''}.")
+    if older:
+        why = "--older-services" if older_services else "consumers of the version before are connected"
+        screen.out().print(
+            Text(
+                f"{', '.join(older)}: may still write to the default exchange, and so to every queue ({why}). "
+                "When only this version runs, call again: ./sagapost topology declare --users"
+            ),
+            soft_wrap=True,
+        )
 
 
 @command.command(
@@ -139,11 +156,15 @@ def show(*, as_json: bool) -> None:
     out.print(screen.table(("user", "may read", "may write", f"keys on {words.EXCHANGE}"), users))
 
 
-def _make_users(api: management.Management, vhost: str, chosen: dict[str, str], wait_s: float) -> int:
+def _make_users(
+    api: management.Management, vhost: str, chosen: dict[str, str], wait_s: float, *, older_services: bool
+) -> tuple[int, list[str]]:
     deadline = time.monotonic() + wait_s
     while not management.answers(api) and time.monotonic() < deadline:  # it may come up after AMQP has
         time.sleep(_RETRY_S)
-    return accounts.make(api, vhost, chosen)
+    consumers = frozenset(user.name for user in words.USERS if user.older_write)
+    older = consumers if older_services else accounts.kept(api, vhost)
+    return accounts.make(api, vhost, chosen, older), sorted(older)
 
 
 def _tell(checked: Checked, *, with_users: bool) -> None:

@@ -12,7 +12,7 @@ from sagapost_chassis import outbox
 from sagapost_ops import database
 
 BACKLOG_CAP: Final = 10_000
-REASONS: Final = ("unroutable", "nacked", "too-large", "refused", "crash-suspect")
+REASONS: Final = ("unroutable", "nacked", "too-large", "refused", "crash-suspect", "foreign-key", "behind")
 # of an outbox row `o` and its shard's cursor `c`: visible in lo, or a part of the window under way that the cursor has passed
 CONFIRMED: Final = sql.SQL(
     "coalesce(pg_visible_in_snapshot(o.xid, c.lo) OR (pg_visible_in_snapshot(o.xid, c.hi) AND o.id <= c.last_id), false)"

@@ -33,8 +33,10 @@ def passwords(environ: Mapping[str, str]) -> dict[str, str]:
     return deployed.chosen(environ, (user.name for user in topology.USERS), variable, development_password)
 
 
-def make(api: management.Management, vhost: str, chosen: Mapping[str, str]) -> int:
+def make(api: management.Management, vhost: str, chosen: Mapping[str, str], older: frozenset[str] = frozenset()) -> int:
     """Make every user with these passwords and exactly the contract's rights in this virtual host; return how many.
+
+    Users in `older` may also write where consumers of generation 1 do.
 
     Raises:
         UnfitError: the interface does not answer, or does not let this user do it.
@@ -45,8 +47,26 @@ def make(api: management.Management, vhost: str, chosen: Mapping[str, str]) -> i
             management.put_user(api, user.name, chosen[user.name])
             topics = {} if user.topics is None else {topology.EXCHANGE: user.topics}
             management.permit_topics(api, vhost, user.name, topics)
-            rights = management.Rights(configure=user.configure, write=user.write, read=user.read)
-            management.permit(api, vhost, user.name, rights)
+            write = user.older_write if user.older_write and user.name in older else user.write
+            management.permit(api, vhost, user.name, management.Rights(configure=user.configure, write=write, read=user.read))
     except (OSError, http.client.HTTPException, sandbox_errors.ManagementError) as exc:
         raise found.cannot(api, exc) from exc
     return len(topology.USERS)
+
+
+def kept(api: management.Management, vhost: str) -> frozenset[str]:
+    """Return the users that keep the rights of generation 1: they have them, and a consumer of that generation is connected.
+
+    A right that was taken away once is not given back by this, whoever is connected.
+
+    Raises:
+        UnfitError: the interface does not answer, or does not let this user read.
+
+    """
+    wide = {right.user for right in found.permissions(api, vhost) if right.write in _before(right.user)}
+    return frozenset(wide & found.older_clients(api, vhost)) if wide else frozenset()
+
+
+def _before(name: str) -> set[str]:
+    users = [user for user in topology.USERS if user.name == name]
+    return {write for user in users for write in (user.older_write, topology.FIRST_WRITES.get(name)) if write}

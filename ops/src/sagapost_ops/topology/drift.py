@@ -120,8 +120,14 @@ def _users(broker: found.Broker) -> Iterator[Drift]:
         for right in ("configure", "write", "read"):
             is_so, should = getattr(has, right), getattr(wanted, right)
             if is_so != should:
-                yield Drift(kind="rights", name=wanted.name, says=f"user {wanted.name} may {right} “{is_so}” instead of “{should}”")
+                known = " (what consumers of the version before needed; it reaches every queue)" if is_so in _before(wanted) else ""
+                says = f"user {wanted.name} may {right} “{is_so}” instead of “{should}”{known}"
+                yield Drift(kind="rights", name=wanted.name, says=says)
         yield from _topics(broker, wanted)
+
+
+def _before(user: topology.User) -> tuple[str | None, ...]:
+    return (user.older_write, topology.FIRST_WRITES.get(user.name))
 
 
 def _topics(broker: found.Broker, wanted: topology.User) -> Iterator[Drift]:

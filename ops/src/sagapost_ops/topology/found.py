@@ -6,6 +6,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
+from sagapost_contracts import topology
 from sagapost_ops import errors
 from sagapost_sandbox import errors as sandbox_errors
 from sagapost_sandbox import management
@@ -63,6 +64,12 @@ class TopicPermission(msgspec.Struct, frozen=True, kw_only=True):
     write: str
 
 
+class _Connection(msgspec.Struct, frozen=True, kw_only=True):
+    user: str = ""
+    vhost: str = ""
+    client_properties: dict[str, object] = {}
+
+
 class Broker(msgspec.Struct, frozen=True, kw_only=True):
     """One virtual host; `users` is empty when nobody asked for them."""
 
@@ -100,6 +107,38 @@ def read(api: management.Management, vhost: str, *, with_users: bool) -> Broker:
         )
     except (OSError, http.client.HTTPException, sandbox_errors.ManagementError, msgspec.ValidationError) as exc:
         raise cannot(api, exc) from exc
+
+
+def permissions(api: management.Management, vhost: str) -> tuple[Permission, ...]:
+    """Read what every user may do in a virtual host.
+
+    Raises:
+        UnfitError: the interface does not answer, or does not let this user read.
+
+    """
+    try:
+        return _get(api, f"/api/vhosts/{quote(vhost, safe='')}/permissions", tuple[Permission, ...])
+    except (OSError, http.client.HTTPException, sandbox_errors.ManagementError, msgspec.ValidationError) as exc:
+        raise cannot(api, exc) from exc
+
+
+def older_clients(api: management.Management, vhost: str) -> set[str]:
+    """Return the users of the connections to a virtual host whose client is older than this generation of the topology.
+
+    Raises:
+        UnfitError: the interface does not answer, or does not let this user read.
+
+    """
+    try:
+        connections = _get(api, "/api/connections", tuple[_Connection, ...])
+    except (OSError, http.client.HTTPException, sandbox_errors.ManagementError, msgspec.ValidationError) as exc:
+        raise cannot(api, exc) from exc
+    return {one.user for one in connections if one.vhost == vhost and not _is_new(one.client_properties)}
+
+
+def _is_new(client_properties: dict[str, object]) -> bool:
+    said = client_properties.get(topology.GENERATION_PROPERTY)
+    return isinstance(said, str) and said.isdecimal() and int(said) >= topology.GENERATION
 
 
 def cannot(api: management.Management, exc: Exception) -> errors.UnfitError:
