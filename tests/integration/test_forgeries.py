@@ -59,7 +59,8 @@ class Shop:
 
     def saga(self, saga_id: str) -> dict[str, Any]:
         """Return a saga with its history."""
-        return _call(self.gateway, "GET", f"/api/sagas/{saga_id}")[1]
+        found: dict[str, Any] = _call(self.gateway, "GET", f"/api/sagas/{saga_id}")[1]
+        return found
 
     def moved(self) -> list[Money]:
         """Return every movement of money at the provider."""
@@ -106,7 +107,7 @@ def _lies(declined: dict[str, Any], delivered: dict[str, Any]) -> Iterator[event
         yield events.PaymentRefunded(**whose, payment_version=9, amount=amount, currency="USD", refund_id="x")
         yield events.OrderCreated(**whose, **paid, user_id=1, payment_method="pm_card_ok", pay_before=datetime(2100, 1, 1, tzinfo=UTC))
         yield events.CancelPayment(**whose, reason="customer", saga_version=9)
-        yield events.OrderCancelled(**whose, user_email=ADDRESS, reason="customer", refunded="0.00")
+        yield events.OrderCancelled(**whose, user_email=ADDRESS, reason="customer", refunded=Decimal("0.00"))
         yield events.RequestNotification(**whose, **paid, template="receipt", attempt=9)
 
 
