@@ -154,6 +154,51 @@ def test_an_environment_that_does_not_fit_gets_no_key(call: Call, monkeypatch: p
     assert said in run.err
 
 
+def test_an_expired_key_is_refused_and_the_list_says_so(
+    call: Call, conn: psycopg.Connection, order_db: str, start_service: Start, eventually: Callable[..., Any]
+) -> None:
+    """A key with --expires opens the gateway until its time, by the database's clock, and no longer."""
+    order = start_service("order", {"SAGAPOST_DATABASE_URL": order_db, "SAGAPOST_AMQP_URL": order_walk.NOWHERE}).wait_ready()
+    gateway = start_service("gateway", {"SAGAPOST_ORDER_URL": order.url, "SAGAPOST_PAGE_PORT": "0"}).wait_ready()
+    made = call("keys", "create", "--client", "audit", "--expires", "1d", "--json").json
+    headers = {"Authorization": f"Bearer {made['key']}"}
+
+    before = httpx.get(f"{gateway.url}/api/orders/1", headers=headers)
+    conn.execute("UPDATE api_keys SET expires_at = now()")
+    eventually(lambda: httpx.get(f"{gateway.url}/api/orders/1", headers=headers).status_code == 401)
+
+    assert before.status_code == 404
+    assert made["expires_at"] > made["created_at"]
+    assert "expired" in call("keys", "list").out
+    assert [one["expired"] for one in call("keys", "list", "--json").json["keys"]] == [True]
+
+
+def test_who_made_and_revoked_a_key_and_why_is_kept(call: Call) -> None:
+    """The list shows it, and a second revocation does not change it."""
+    number = str(call("keys", "create", "--client", "shop", "--actor", "ann", "--reason", "new shop", "--json").json["id"])
+    call("keys", "revoke", number, "--actor", "bob", "--reason", "it leaked")
+    call("keys", "revoke", number, "--actor", "eve", "--reason", "no reason")
+
+    (listed,) = call("keys", "list", "--json").json["keys"]
+
+    assert [listed[name] for name in ("created_by", "created_reason", "revoked_by", "revoked_reason")] == [
+        "ann",
+        "new shop",
+        "bob",
+        "it leaked",
+    ]
+    assert "ann new shop; revoked: bob it leaked" in call("keys", "list").out
+
+
+@pytest.mark.parametrize("given", ["yesterday", "2020-01-01T00:00:00Z", "0d", ""])
+def test_an_end_that_is_none_is_refused(call: Call, conn: psycopg.Connection, given: str) -> None:
+    """A time that is over or cannot be read makes no key: exit code 2."""
+    done = call("keys", "create", "--client", "shop", "--expires", given)
+
+    assert (done.code, done.out) == (2, "")
+    assert conn.execute("SELECT count(*) FROM api_keys").fetchone() == (0,)
+
+
 def test_a_key_from_the_command_opens_the_gateway_until_it_is_revoked(
     call: Call, order_db: str, start_service: Start, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Any]
 ) -> None:

@@ -120,7 +120,7 @@ def test_a_list_of_nothing_says_so(call: Call) -> None:
     found = call("list", "--json")
 
     assert (found.code, [line["total"] for line in found.json["databases"]]) == (3, [0, 0])
-    assert found.err == "sagapost: no such message stands aside\n"
+    assert found.err == "sagapost: no message that the broker did not take matches\n"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The layout of a stack: ports, order and variables, without starting anything."""
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -8,9 +9,10 @@ import pytest
 from e2e import shop_stack
 
 from sagapost_contracts import topology as words
-from sagapost_ops import plan, supervisor
+from sagapost_ops import board, plan, reports, state, supervisor
 from sagapost_ops.topology import accounts
 from sagapost_sandbox import ports as tcp
+from sagapost_sandbox import processes
 
 TAKEN = {5433, 5672, 4369, 1025}
 
@@ -136,3 +138,21 @@ def test_restarts_back_off_from_a_fifth_of_a_second_to_five() -> None:
     assert waits[0] == pytest.approx(0.2)
     assert waits == sorted(waits)
     assert max(waits) == pytest.approx(5.0)
+
+
+def test_each_process_has_a_metrics_address_that_prometheus_can_be_told(tmp_path: Path) -> None:
+    """The state file has the port of every process of ours, replicas too; service discovery names service and process."""
+    options = plan.Options(workers=2)
+    made = plan.make(options, plan.choose_ports(options, _next_free), tmp_path)
+    supervisor = processes.identify(os.getpid())
+    assert supervisor is not None
+
+    board.Board(tmp_path, made, dict.fromkeys(("postgres", "rabbitmq", "smtp", "http", "health"), "1"), supervisor)
+
+    found = state.read(tmp_path)
+    assert found is not None
+    targets = {one.labels["process"]: one for one in reports.discovery(found)}
+    assert targets.keys() == {*plan.MEASURED, *(f"{name}-2" for name in plan.SCALED)}
+    assert targets["payment-2"].labels["service"] == "payment"
+    assert targets["gateway"].targets == (f"127.0.0.1:{made.ports['gateway-metrics']}",)
+    assert len({one.targets for one in targets.values()}) == len(targets)

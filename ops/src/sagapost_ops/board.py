@@ -65,7 +65,14 @@ def _services(unit: plan.Unit, ports: dict[str, int], versions: dict[state.Kind,
         name, kind = _BESIDE[unit.name]
         addresses.append((name, kind, ports[name]))
     return tuple(
-        state.Service(name=name, kind=kind, url=f"{_SCHEMES[kind]}://localhost:{port}", port=port, version=versions[unit.kind])
+        state.Service(
+            name=name,
+            kind=kind,
+            url=f"{_SCHEMES[kind]}://localhost:{port}",
+            port=port,
+            version=versions[unit.kind],
+            metrics_port=ports.get(f"{name}-metrics"),
+        )
         for name, kind, port in addresses
     )
 

@@ -22,12 +22,15 @@ _COMMANDS: Final = {
     "topology": ("topology", "Declare or check the broker's exchanges and queues."),
     "outbox": ("outbox", "Show, retry or replay what the databases have to publish."),
     "dlq": ("dlq", "See why messages failed; send them again, or discard them."),
+    "restored": ("restored", "Bring both databases together after one of them went back in time."),
     "erase": ("erase", "Replace a customer's e-mail address everywhere; amounts stay."),
     "verify": ("verify", "Prove that no order was lost, doubled or forgotten."),
     "load": ("load", "Send checkouts at a fixed rate and measure what customers see."),
     "chaos": ("chaos", "Kill everything, again and again, under load; prove that nothing was lost."),
+    "completion": ("completion", "Print what makes a shell complete these commands."),
     "bench": ("bench", "Measure the relay beside what others do."),
 }
+COMPLETE: Final = "_SAGAPOST_COMPLETE"
 _INTERRUPTED: Final = 130  # as shells have it: 128 + SIGINT
 _HELP: Final = """
 Run and operate Sagapost, a checkout that never loses, doubles or forgets an order.
@@ -68,6 +71,7 @@ class LazyGroup(click.RichGroup):
 
 @click.rich_config(help_config={"text_paragraph_linebreaks": "\n\n", "max_width": 100})
 @click.group(cls=LazyGroup, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sagapost-ops", message="sagapost %(version)s")
 def main() -> None:
     """Parse the command line."""
 
@@ -80,7 +84,7 @@ def run() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = main.main(prog_name="./sagapost", standalone_mode=False)
+        code = main.main(prog_name="./sagapost", standalone_mode=False, complete_var=COMPLETE)
     except click.UsageError as exc:
         where = exc.ctx.command_path if exc.ctx else "./sagapost"
         click.echo(f"sagapost: {exc.format_message().rstrip('.')}; see: {where} --help", err=True)

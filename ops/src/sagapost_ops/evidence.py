@@ -239,11 +239,7 @@ class Evidence:
     @cached_property
     def queues(self) -> dict[str, Queue] | None:
         """Every queue of the topology, counted by the broker itself; None without a broker's address."""
-        url = self._where.amqp_url
-        if url is None:
-            return None
-        with concurrent.futures.ThreadPoolExecutor(1) as thread:  # the caller may be inside an event loop
-            return thread.submit(lambda: asyncio.run(_queues(url))).result()
+        return None if self._where.amqp_url is None else depths(self._where.amqp_url)
 
     @cached_property
     def unacknowledged(self) -> int | None:
@@ -268,6 +264,17 @@ class Evidence:
         # a channel that is just closing is an empty list, not an empty object
         lines = msgspec.convert(answer, list[dict[str, int] | list[object]])
         return sum(line.get("messages_unacknowledged", 0) for line in lines if isinstance(line, dict))
+
+
+def depths(url: str) -> dict[str, Queue]:
+    """Count the messages and consumers of every queue of the topology.
+
+    Raises:
+        UnfitError: the broker does not answer.
+
+    """
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:  # the caller may be inside an event loop
+        return thread.submit(lambda: asyncio.run(_queues(url))).result()
 
 
 async def _queues(url: str) -> dict[str, Queue]:

@@ -87,7 +87,7 @@ def _refuse_serving_production(command: str, where: targets.Targets, found: stat
     with contextlib.suppress(errors.CommandError), client.Client(targets.need(where, "gateway_url"), _TIMEOUT_S) as gateway:
         body = gateway.call("GET", "/health").body
         with contextlib.suppress(msgspec.MsgspecError):
-            modes.add(str(msgspec.json.decode(body, type=dict[str, Any]).get("env")))
+            modes.add(str(msgspec.json.decode(body, type=dict[str, Any]).get("mode")))
     if settings.PRODUCTION in modes:
         raise errors.UnfitError(_refusal(command, "the running stack is in production mode"))
 

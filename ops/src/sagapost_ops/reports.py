@@ -9,7 +9,7 @@ from sagapost_sandbox import processes
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """One service as `status` shows it; no pid when its process is gone, no mode for what is none of our services."""
+    """One service as `status` shows it; no pid when its process is gone, no mode and no metrics for what is none of our services."""
 
     name: str
     url: str
@@ -18,6 +18,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     ready: bool
     mode: str | None
     version: str
+    metrics_url: str | None = None
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,4 +44,24 @@ def _line(service: state.Service) -> Line:
         ready=alive and probes.ready(service.kind, service.port),
         mode=probes.mode(service.port) if alive and service.kind == "health" else None,
         version=service.version,
+        metrics_url=None if service.metrics_port is None else f"http://localhost:{service.metrics_port}/metrics",
+    )
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of Prometheus's HTTP service discovery."""
+
+    targets: tuple[str, ...]
+    labels: dict[str, str]
+
+
+def discovery(found: state.State) -> tuple[Target, ...]:
+    """Return where Prometheus finds the metrics of each process; replicas of one service differ by `process`."""
+    return tuple(
+        Target(
+            targets=(f"127.0.0.1:{service.metrics_port}",),
+            labels={"service": service.name.rstrip("0123456789").rstrip("-"), "process": service.name},
+        )
+        for service in found.services
+        if service.metrics_port is not None
     )

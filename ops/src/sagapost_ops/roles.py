@@ -74,7 +74,7 @@ ROLES: Final = (
     Role(name="payment_relay", database="payment", tables=_RELAYS, sequences=_TURNS_RING),
 )
 # which no service needs: the migrations' own, and what the operator's commands write
-OPERATORS: Final = frozenset({"alembic_version", "dlq_runs", "dlq_letters"})
+OPERATORS: Final = frozenset({"alembic_version", "dlq_runs", "dlq_letters", "operator_actions"})
 
 
 def of(database: str) -> tuple[Role, ...]:

@@ -30,6 +30,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     record: processes.Record | None = None
     started_at: datetime | None = None
     restarts: int = 0
+    metrics_port: int | None = None
 
 
 class Addresses(msgspec.Struct, frozen=True, kw_only=True):

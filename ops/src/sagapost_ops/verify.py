@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from sagapost_ops import evidence, targets
+from sagapost_ops import clocks, evidence, targets
 from sagapost_ops.invariants import broker, history, mails, messages, money, orders
 from sagapost_ops.invariants.outcome import Check, Expectations, Outcome
 
@@ -15,7 +15,14 @@ _INVARIANTS: Final[tuple[tuple[int, str, tuple[Check, ...]], ...]] = (
     (
         1,
         "every order has one saga, announced once",
-        (orders.one_saga_each, orders.told_once, orders.one_order_each_key, orders.accepted_are_there, orders.status_follows_saga),
+        (
+            orders.one_saga_each,
+            orders.told_once,
+            orders.numbers_are_new,
+            orders.one_order_each_key,
+            orders.accepted_are_there,
+            orders.status_follows_saga,
+        ),
     ),
     (2, "every saga has ended, or waits for a person", (orders.all_have_ended,)),
     (
@@ -76,10 +83,11 @@ class Invariant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """All invariants at one moment; ok when all of them hold."""
+    """All invariants at one moment; ok when all of them hold. `notes` are what breaks none of them and should be known."""
 
     ok: bool
     invariants: tuple[Invariant, ...]
+    notes: tuple[str, ...] = ()
 
 
 def run(where: targets.Targets, expected: Expectations | None = None, *, settle_s: float = 0, shown: int = SHOWN) -> Report:
@@ -102,7 +110,8 @@ def run(where: targets.Targets, expected: Expectations | None = None, *, settle_
 def _evaluate(where: targets.Targets, expected: Expectations, shown: int) -> Report:
     with evidence.gathered(where) as found:
         invariants = tuple(_invariant(number, name, _outcomes(checks, found, expected), shown) for number, name, checks in _INVARIANTS)
-    return Report(ok=all(invariant.ok for invariant in invariants), invariants=invariants)
+        notes = clocks.compare(found.order, found.payment).sentences()
+    return Report(ok=all(invariant.ok for invariant in invariants), invariants=invariants, notes=notes)
 
 
 def _outcomes(checks: tuple[Check, ...], found: evidence.Evidence, expected: Expectations) -> dict[str, Outcome | None]:

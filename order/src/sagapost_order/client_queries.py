@@ -14,6 +14,7 @@ WITH known AS (
     SELECT clients.name, clients.rate_per_s, clients.burst, api_keys.id AS key_id, api_keys.scopes
       FROM api_keys JOIN clients ON clients.name = api_keys.client
      WHERE api_keys.sha256 = %(sha256)s::bytea AND api_keys.revoked_at IS NULL
+       AND (api_keys.expires_at IS NULL OR api_keys.expires_at > clock_timestamp())
      UNION ALL
     SELECT name, rate_per_s, burst, NULL, %(scopes)s::text[] FROM clients WHERE name = %(demo)s::text
 ), used AS (

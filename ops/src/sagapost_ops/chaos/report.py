@@ -137,7 +137,7 @@ def short(planned: dict[str, int], fired: dict[str, int]) -> Iterable[str]:
 
 def _others(found: figures.Figures) -> Iterable[str]:
     if found.went_back:
-        yield f"{found.went_back} sagas went back"
+        yield f"{found.went_back} sagas showed an older version than before"
     if found.unsettled:
         yield f"{found.unsettled} checkouts are unknown or have not ended"
 

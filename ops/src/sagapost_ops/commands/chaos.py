@@ -39,8 +39,8 @@ def _mix(_: click.Context, __: click.Parameter, value: str) -> dict[str, float]:
 
     \b
     ./sagapost chaos --seed 1 --checkouts 300 --kills 30
-    ./sagapost chaos --seed 7 --checkouts 10000 --kills 1000      # about twenty minutes
-    ./sagapost chaos --seed 7 --checkouts 300 --kills 30 --keep --json | jq .reasons
+    ./sagapost chaos --seed 7 --checkouts 10000 --kills 1000   # 20 minutes
+    ./sagapost chaos --seed 7 --kills 30 --keep --json | jq .reasons
     """
 )
 @click.option("--seed", type=click.IntRange(0), help="Repeat the schedule of another run.")

@@ -19,10 +19,10 @@ from sagapost_ops.saga import advice
 
     \b
     ./sagapost demo                # the same as: demo happy
-    ./sagapost demo decline        # a declined card: cancelled, nothing charged
-    ./sagapost demo cancel         # bought, paid, cancelled: the money goes back
+    ./sagapost demo decline        # a declined card: nothing is charged
+    ./sagapost demo cancel         # paid, cancelled: refunded
     ./sagapost demo late-payment   # cancelled during the charge: the same
-    ./sagapost demo poison         # a message that fails for good: found, mended, sent again
+    ./sagapost demo poison         # a dead letter: found and sent again
     ./sagapost demo cancel --json | jq .movements
     """
 )

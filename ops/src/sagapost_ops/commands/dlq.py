@@ -40,10 +40,10 @@ _scan = click.option(
     database (SAGAPOST_ORDER_DATABASE_URL). Looking leaves every letter where it is.
 
     \b
-      ./sagapost dlq list                                   # is anything there?
+      ./sagapost dlq list                              # is there any?
       ./sagapost dlq groups                                 # which causes
-      ./sagapost dlq show payment_service_queue --limit 1   # one letter, whole
-      ./sagapost dlq replay payment_service_queue --all     # what would move; --yes moves it
+      ./sagapost dlq show payment_service_queue --limit 1   # one letter
+      ./sagapost dlq replay payment_service_queue --all     # a dry run
     """,
 )
 def command() -> None:
@@ -95,7 +95,7 @@ def _line(queue: str, depth: int, oldest: letters.Letter | None, top: letters.Gr
 
     \b
     ./sagapost dlq groups
-    ./sagapost dlq groups payment_service_queue --json | jq -r '.[0].fingerprint'
+    ./sagapost dlq groups payment_service_queue --json | jq '.[0]'
     """,
 )
 @click.argument("queue", required=False)
@@ -128,7 +128,8 @@ def show_groups(*, queue: str | None, scan: int, port_offset: int, as_json: bool
 
     \b
     ./sagapost dlq show payment_service_queue --limit 1
-    ./sagapost dlq show payment_service_queue --id 0193b1c2-7d4e-7a10-9f0e-5f2f6c1d8a11
+    ./sagapost dlq show payment_service_queue \\
+      --id 0193b1c2-7d4e-7a10-9f0e-5f2f6c1d8a11
     """,
 )
 @click.argument("queue")
@@ -157,7 +158,8 @@ def show_letters(*, queue: str, ids: tuple[str, ...], group: str | None, limit: 
 
     \b
     ./sagapost dlq export payment_service_queue --out letters.jsonl
-    ./sagapost dlq export payment_service_queue --group UndecodableError@envelope.py:decode --out corrupt.jsonl
+    ./sagapost dlq export payment_service_queue --out corrupt.jsonl \\
+      --group UndecodableError@envelope.py:decode
     """,
 )
 @click.argument("queue")

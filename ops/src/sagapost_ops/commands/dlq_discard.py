@@ -23,8 +23,11 @@ from sagapost_ops.dlq import choice, discard, letters, pages, run, shelf
     A saga that waits for a discarded message does not end by itself: see ./sagapost saga list --stuck 5m.
 
     \b
-    ./sagapost dlq discard payment_service_queue --group UndecodableError@envelope.py:decode
-    ./sagapost dlq discard payment_service_queue --id 0193b1c2-7d4e-7a10-9f0e-5f2f6c1d8a11 --out kept.jsonl --yes --reason "a test's"
+    ./sagapost dlq discard payment_service_queue \\
+      --group UndecodableError@envelope.py:decode
+    ./sagapost dlq discard payment_service_queue \\
+      --id 0193b1c2-7d4e-7a10-9f0e-5f2f6c1d8a11 \\
+      --out kept.jsonl --yes --reason "a test's"
     """,
 )
 @click.argument("queue")

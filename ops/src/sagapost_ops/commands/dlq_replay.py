@@ -67,8 +67,10 @@ def _canary(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
 
     \b
     ./sagapost dlq replay payment_service_queue --all
-    ./sagapost dlq replay payment_service_queue --all --canary 1,5,20 --rate 10/s --yes --reason "provider is back"
-    ./sagapost dlq replay email_service_queue --group SmtpError@sender.py:send --since 2h --yes --reason "mail server is back"
+    ./sagapost dlq replay payment_service_queue --all \\
+      --canary 1,5,20 --rate 10/s --yes --reason "provider is back"
+    ./sagapost dlq replay email_service_queue --since 2h \\
+      --group SmtpError@sender.py:send --yes --reason "mail server is back"
     """,
 )
 @click.argument("queue")

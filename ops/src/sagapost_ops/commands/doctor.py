@@ -10,8 +10,9 @@ import msgspec
 import rich_click as click
 from rich.text import Text
 
-from sagapost_ops import plan, screen, state, versions
+from sagapost_ops import clocks, database, errors, plan, screen, state, targets, versions
 from sagapost_ops.commands import options
+from sagapost_ops.restoring import queries
 from sagapost_sandbox import apt, packages, ports, processes
 
 _DISK_BYTES: Final = 2 * 1024**3
@@ -38,6 +39,9 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
 
 @click.command(
     help="""Check what this machine has: Python, servers, ports, disk, memory, Docker.
+
+    Of a running stack, or of the databases that the environment names, also whether their clocks agree to 5 seconds, and whether order
+    numbers would be given out again.
 
     Exit code 2 when something that is needed is missing; each line says what to do about it.
 
@@ -69,6 +73,32 @@ def _look(port_offset: int) -> Iterator[Finding]:
     yield _disk(state.folder(port_offset))
     yield _memory()
     yield _docker()
+    yield from _databases(port_offset)
+
+
+def _databases(port_offset: int) -> Iterator[Finding]:
+    """Compare both databases where they are known and answer; a stack that does not run has none."""
+    try:
+        where = targets.find(port_offset)
+        urls = [targets.need(where, f"{name}_database_url") for name in targets.DATABASES]
+        with database.opened(urls[0], "sagapost-doctor") as order, database.opened(urls[1], "sagapost-doctor") as payment:
+            skew = clocks.compare(order, payment)
+            last, highest = queries.last_number(order), queries.highest(payment)
+    except errors.NothingMatchedError:
+        return
+    except errors.CommandError as exc:
+        yield Finding(name="databases", state="warning", found="cannot be compared", advice=exc.message)
+        return
+    said = skew.sentences()
+    apart = f"order {skew.order_s:+.1f} s, payment {skew.payment_s:+.1f} s of this machine"
+    yield Finding(name="clocks", state="warning" if said else "ok", found=apart, advice="; ".join(said))
+    behind = last < highest
+    yield Finding(
+        name="order numbers",
+        state="warning" if behind else "ok",
+        found=f"{last} was given out last, payment knows {highest}",
+        advice="numbers would be given out again: ./sagapost restored --order" if behind else "",
+    )
 
 
 def _servers() -> Iterator[Finding]:

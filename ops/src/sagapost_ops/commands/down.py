@@ -29,8 +29,8 @@ class Stopped(msgspec.Struct, frozen=True, kw_only=True):
 
     \b
       ./sagapost down
-      ./sagapost down --purge               # orders, payments, queues and logs go too
-      ./sagapost down --port-offset 100     # the stack that was started with that offset
+      ./sagapost down --purge               # orders, payments, logs go too
+      ./sagapost down --port-offset 100     # the stack of that offset
     """
 )
 @click.option("--purge", is_flag=True, help="Remove all data of this stack as well.")

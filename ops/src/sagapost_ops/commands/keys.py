@@ -2,8 +2,9 @@
 
 import os
 import re
-from datetime import datetime
-from typing import Final
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
 
 import msgspec
 import rich_click as click
@@ -12,8 +13,11 @@ from rich.text import Text
 from sagapost_contracts import access
 from sagapost_ops import database, errors, screen, targets
 from sagapost_ops.commands import options
+from sagapost_ops.dlq import run
 from sagapost_ops.keys import queries
+from sagapost_ops.outbox import times
 
+F = TypeVar("F", bound=Callable[..., Any])
 _NAME: Final = "sagapost-keys"
 _LABEL_MAX: Final = 100
 _RATE: Final = re.compile(r"([0-9]{1,7}(?:\.[0-9]{1,3})?)(?:/(s|min|h))?", re.ASCII)
@@ -33,6 +37,7 @@ class Created(msgspec.Struct, frozen=True, kw_only=True):
     rate_per_s: float
     burst: int
     created_at: datetime
+    expires_at: datetime | None
     key: str
 
 
@@ -74,6 +79,28 @@ def _env(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
     return env
 
 
+def _expires(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
+    """Read a span from now (90d, 12h) or a time; it lies in the future."""
+    if value is None:
+        return None
+    now = datetime.now(UTC)
+    try:
+        read = times.moment(value, now)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), ctx, param) from exc
+    found = now + (now - read) if times.is_span(value) else read
+    if found <= now:
+        raise click.BadParameter(f"{value!r} is over already", ctx, param)
+    return found
+
+
+def _says(function: F) -> F:
+    """Add --reason and --actor."""
+    reason = click.option("--reason", default="", metavar="TEXT", help="Why; kept with the key and shown by list.")
+    actor = click.option("--actor", default=run.system_user, metavar="NAME", help="Who calls, for the record; otherwise the system user.")
+    return actor(reason(function))
+
+
 @click.group(
     cls=click.RichGroup,
     help="""Give out API keys, see who has which, take them back.
@@ -86,7 +113,7 @@ def _env(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
 
     \b
       ./sagapost keys create --client shop --label "web shop"
-      ./sagapost keys create --client support --scope ops:read --scope ops:write
+      ./sagapost keys create --client support --scope ops:read
       ./sagapost keys list
       ./sagapost keys revoke 3
     """,
@@ -105,11 +132,12 @@ def command() -> None:
     --rate and --burst are the client's, for all its keys together: so many calls in the long run, and so many at once. A new client
     gets 50/s and twice as many at once; given for a client that is there, they change its limit, within a second.
 
-    A key works in one environment only: --env, or SAGAPOST_ENV, or development.
+    A key works in one environment only: --env, or SAGAPOST_ENV, or development. With --expires it stops working by itself.
 
     \b
     ./sagapost keys create --client shop --rate 20/s --burst 40
-    SAGAPOST_ENV=production ./sagapost keys create --client shop --json | jq -r .key
+    ./sagapost keys create --client audit --expires 90d --reason "audit"
+    ./sagapost keys create --client shop --json | jq -r .key
     """,
 )
 @click.option("--client", required=True, callback=_client, metavar="NAME", help="Whose key it is; a new name is a new client.")
@@ -118,6 +146,8 @@ def command() -> None:
 @click.option("--rate", "rate_per_s", callback=_rate, metavar="N/s", help="Calls a second, of all the client's keys together.")
 @click.option("--burst", type=click.IntRange(1, _RATE_MAX), metavar="N", help="Calls at once, of all the client's keys together.")
 @click.option("--env", callback=_env, metavar="NAME", help="development or production.")
+@click.option("--expires", "expires_at", callback=_expires, metavar="T", help="Until when it works: 90d, 12h or a time.")
+@_says
 @options.port_offset
 @options.as_json
 def create(
@@ -128,6 +158,9 @@ def create(
     rate_per_s: float | None,
     burst: int | None,
     env: str,
+    expires_at: datetime | None,
+    reason: str,
+    actor: str,
     port_offset: int,
     as_json: bool,
 ) -> None:
@@ -148,14 +181,17 @@ def create(
             sha256=access.digest(key),
             rate_per_s=rate_per_s,
             burst=burst,
+            expires_at=expires_at,
+            why=queries.Why(actor=actor, reason=reason),
         )
     if as_json:
         facts = msgspec.structs.asdict(limit) | msgspec.structs.asdict(stored)
         screen.json(Created(client=client, label=label, env=env, scopes=granted, key=key, **facts))
         return
     click.echo(key)
+    until = f"; until {times.clock(stored.expires_at)}" if stored.expires_at else ""
     click.echo(
-        f"Key {stored.id} of {client} for {env}: {', '.join(granted)}; {limit.rate_per_s:g} calls a second, {limit.burst} at once.\n"
+        f"Key {stored.id} of {client} for {env}: {', '.join(granted)}; {limit.rate_per_s:g} calls a second, {limit.burst} at once{until}.\n"
         "Keep it now, it is not shown again. It is sent as: Authorization: Bearer …",
         err=True,
     )
@@ -163,11 +199,11 @@ def create(
 
 @command.command(
     name="list",
-    help="""List the keys: whose, for what, since when, when last used. Exit code 3 when there is none.
+    help="""List the keys: whose, for what, since when, by whom and why, when last used, until when. Exit code 3 when there is none.
 
     \b
     ./sagapost keys list
-    ./sagapost keys list --client shop --json | jq '.keys[] | select(.revoked_at == null) | .id'
+    ./sagapost keys list --client shop --json | jq '.keys[].id'
     """,
 )
 @click.option("--client", callback=_client, metavar="NAME", help="Only this client's.")
@@ -183,7 +219,9 @@ def show_list(*, client: str | None, port_offset: int, as_json: bool) -> None:
         whose = f"of client {client}" if client else "yet"
         raise errors.NothingMatchedError(f"there is no key {whose}; make one with: ./sagapost keys create --client NAME")
     if not as_json:
-        screen.out().print(screen.table(("id", "client", "label", "env", "scopes", "limit", "made", "last used", ""), [*map(_row, found)]))
+        screen.out().print(
+            screen.table(("id", "client", "label", "env", "scopes", "limit", "made", "last used", "", "why"), [*map(_row, found)])
+        )
 
 
 @command.command(
@@ -194,16 +232,17 @@ def show_list(*, client: str | None, port_offset: int, as_json: bool) -> None:
     all the same.
 
     \b
-    ./sagapost keys revoke 3 4
+    ./sagapost keys revoke 3 4 --reason "found in a public repository"
     """,
 )
 @click.argument("ids", nargs=-1, required=True, type=click.IntRange(1, 2**63 - 1), metavar="ID…")
+@_says
 @options.port_offset
 @options.as_json
-def revoke(*, ids: tuple[int, ...], port_offset: int, as_json: bool) -> None:
+def revoke(*, ids: tuple[int, ...], reason: str, actor: str, port_offset: int, as_json: bool) -> None:
     """Note the time, and say what was done."""
     with database.opened(_url(port_offset), _NAME, writing=True) as conn:
-        done = queries.revoke(conn, ids)
+        done = queries.revoke(conn, ids, queries.Why(actor=actor, reason=reason))
     unknown = sorted({*ids} - {one.id for one in done})
     if as_json:
         screen.json(Revocation(revoked=done, unknown=unknown))
@@ -219,7 +258,22 @@ def _url(port_offset: int) -> str:
 
 
 def _row(key: queries.Key) -> list[str | Text]:
-    state = Text(f"revoked {key.revoked_at:%Y-%m-%d %H:%M}", style="red") if key.revoked_at else Text("active", style="green")
     limit = f"{key.rate_per_s:g}/s, {key.burst} at once"
     used = f"{key.last_used:%Y-%m-%d}" if key.last_used else "never"
-    return [str(key.id), key.client, key.label, key.env, " ".join(key.scopes), limit, f"{key.created_at:%Y-%m-%d}", used, state]
+    scopes = " ".join(key.scopes)
+    return [str(key.id), key.client, key.label, key.env, scopes, limit, f"{key.created_at:%Y-%m-%d}", used, _state(key), Text(_why(key))]
+
+
+def _state(key: queries.Key) -> Text:
+    if key.revoked_at:
+        return Text(f"revoked {key.revoked_at:%Y-%m-%d %H:%M}", style="red")
+    if key.expires_at is None:
+        return Text("active", style="green")
+    until = f"{key.expires_at:%Y-%m-%d %H:%M}"
+    return Text(f"expired {until}", style="red") if key.expired else Text(f"until {until}", style="green")
+
+
+def _why(key: queries.Key) -> str:
+    made = " ".join(filter(None, (key.created_by, key.created_reason)))
+    revoked = " ".join(filter(None, (key.revoked_by, key.revoked_reason)))
+    return "; revoked: ".join(filter(None, (made, revoked)))

@@ -28,17 +28,18 @@ def _mix(_: click.Context, __: click.Parameter, value: str) -> dict[str, float]:
     help=f"""Send checkouts at a fixed rate and measure what a customer would see of them.
 
     Arrivals are planned beforehand and do not wait for answers; a checkout's time counts from its planned moment, so that a slow
-    server cannot hide by being asked less. Each has an Idempotency-Key of its own. What was cut, timed out or answered with
-    a 5xx is unknown, and is repeated with the same key until it is known. Then every saga is watched to its end.
+    server cannot hide by being asked less. Each has an Idempotency-Key of its own. A call whose connection broke, that timed out or
+    that was answered with a 5xx is unknown, and is repeated with the same key until it is known. Then every saga is watched to its end.
 
     --mix names what the customers do, with weights: {", ".join(planning.METHODS)}.
 
     Works only on a running development stack of this checkout: it makes real orders. SAGAPOST_API_KEY is sent when it is set.
-    Exit code 1 when an outcome stayed unknown, a saga did not end, or one went back. Ctrl-C ends it early and still reports.
+    Exit code 1 when an outcome stayed unknown, a saga did not end, or a saga's version fell. Ctrl-C ends it early and still reports.
 
     \b
     ./sagapost load --rps 50 --for 30
-    ./sagapost load --rps 200 --for 60 --mix ok=90,declined=10 --report out.html
+    ./sagapost load --rps 200 --for 60 \\
+      --mix ok=90,declined=10 --report out.html
     ./sagapost load --rps 20 --for 10 --json | jq .accept_ms
     """
 )
@@ -126,7 +127,7 @@ def _judge(found: figures.Figures, *, interrupted: bool) -> None:
 
     """
     if found.went_back:
-        raise errors.FailedError(f"{found.went_back} sagas went back; the journal names them")
+        raise errors.FailedError(f"{found.went_back} sagas showed an older version than before; the journal names them")
     if found.unsettled and not interrupted:
         raise errors.FailedError(
             f"{found.unsettled} checkouts are unknown or have not ended; the journal names them, ./sagapost saga list too"

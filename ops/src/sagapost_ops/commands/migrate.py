@@ -49,7 +49,8 @@ _roles = click.option("--roles", "with_roles", is_flag=True, help="Make the role
     \b
       ./sagapost migrate status
       ./sagapost migrate up --only payment
-      SAGAPOST_ORDER_DATABASE_URL=postgresql://… ./sagapost migrate up --only order --wait 60
+      SAGAPOST_ORDER_DATABASE_URL=postgresql://… \\
+        ./sagapost migrate up --only order --wait 60
     """,
 )
 def command() -> None:

@@ -21,8 +21,9 @@ def port_offset(function: F) -> F:
         "--port-offset",
         type=click.IntRange(0, plan.HIGHEST_OFFSET),
         default=0,
+        envvar="SAGAPOST_PORT_OFFSET",
         metavar="N",
-        help="The stack whose ports are all N higher; its data lie in .sagapost-N.",
+        help="The stack whose ports are all N higher; its data lie in .sagapost-N. Otherwise SAGAPOST_PORT_OFFSET.",
     )(function)
 
 

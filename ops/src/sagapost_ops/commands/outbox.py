@@ -64,11 +64,11 @@ _type = click.option("--type", "type_name", type=click.Choice(sorted(envelope.TY
     Addresses come from SAGAPOST_ORDER_DATABASE_URL and SAGAPOST_PAYMENT_DATABASE_URL or, when none is set, from the running stack.
 
     \b
-      ./sagapost outbox stats                     # is anything late, parked, or held by nobody?
+      ./sagapost outbox stats               # is anything late or parked?
       ./sagapost outbox list --state parked       # which messages, and why
       ./sagapost outbox retry --reason unroutable # after the binding is back
-      ./sagapost outbox replay --since 2h         # what would be sent again; --yes sends it
-      ./sagapost outbox repair                    # after a restore into another PostgreSQL cluster
+      ./sagapost outbox replay --since 2h   # a dry run
+      ./sagapost outbox repair              # after a restore
     """,
 )
 def command() -> None:
@@ -80,8 +80,8 @@ def command() -> None:
     help="""Show who publishes what, how much waits, and what needs a person.
 
     Per shard: the relay that holds it and for how long, and the rows that are not published yet (counted up to 10,000). Then
-    the ring of partitions, what stands aside, and the relays that are alive. Exit code 0 also when something needs a person:
-    scripts read `attention`.
+    the ring of partitions, the messages that the broker did not take, and the relays that are alive. Exit code 0 also when something
+    needs a person: scripts read `attention`.
 
     \b
     ./sagapost outbox stats
@@ -142,7 +142,7 @@ def show_list(
         for one in found:
             pages.show_parked(screen.out(), one.database, one.messages, one.total)
     if not any(one.total for one in found):
-        raise errors.NothingMatchedError("no such message stands aside")
+        raise errors.NothingMatchedError("no message that the broker did not take matches")
 
 
 @command.command(
@@ -164,7 +164,7 @@ def show_list(
 @click.option("--id", "ids", type=click.IntRange(1), multiple=True, metavar="N", help="This message; can be given again.")
 @_reason
 @_type
-@click.option("--all", "take_all", is_flag=True, help="Everything that stands aside.")
+@click.option("--all", "take_all", is_flag=True, help="Every message that the broker did not take.")
 @options.database
 @options.port_offset
 @options.as_json
@@ -185,7 +185,7 @@ def do_retry(
     if as_json:
         screen.json(Retry(databases=done))
     if not any(one.retried for one in done):
-        raise errors.NothingMatchedError("nothing that stands aside matches; see: ./sagapost outbox list")
+        raise errors.NothingMatchedError("no message that the broker did not take matches; see: ./sagapost outbox list")
     if as_json:
         return
     for one in done:

@@ -55,7 +55,8 @@ def _moment(ctx: click.Context, param: click.Parameter, value: str | None) -> da
 
     \b
     ./sagapost outbox replay --since 2h
-    ./sagapost outbox replay --since 2h --type OrderCreated --database order --yes --reason "payment restored from 10:00"
+    ./sagapost outbox replay --since 2h --type OrderCreated --database order \\
+      --yes --reason "payment restored from 10:00"
     ./sagapost outbox replay --since 1d --order 1042
     """,
 )
@@ -135,7 +136,7 @@ def _perform(conn: database.Connection, plan: replay.Plan, wanted: queries.Span,
 
     \b
     ./sagapost outbox repair                          # look
-    ./sagapost outbox repair --database order --yes   # one transaction: all or nothing
+    ./sagapost outbox repair --database order --yes   # one transaction
     """,
 )
 @click.option("--force", is_flag=True, help="Also where the cursors were written in this cluster.")

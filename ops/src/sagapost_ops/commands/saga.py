@@ -1,6 +1,7 @@
 """`saga`: find what is stuck, see what happened to a checkout, and put it right."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator, Iterator
 from datetime import UTC, datetime
 
 import msgspec
@@ -117,7 +118,7 @@ def show_saga(*, name: str, watch: bool, port_offset: int, as_json: bool) -> Non
             if not as_json:
                 click.echo("\nStopped watching; nothing was changed.")
         return
-    with client.Client(url) as gateway:
+    with client.Client(url) as gateway, _nothing(as_json=as_json):
         document = calls.read(gateway, calls.find(gateway, name))
     if as_json:
         screen.json(msgspec.Raw(document))
@@ -140,7 +141,7 @@ def show_saga(*, name: str, watch: bool, port_offset: int, as_json: bool) -> Non
 def show_history(*, name: str, port_offset: int, as_json: bool) -> None:
     """Read to the end and print."""
     url = calls.gateway_url(port_offset)
-    with client.Client(url) as gateway:
+    with client.Client(url) as gateway, _nothing(as_json=as_json):
         found = calls.decoded(calls.read(gateway, calls.find(gateway, name)), resources.Saga)
     rows = (*_older(url, found), *found.history)
     if as_json:
@@ -150,6 +151,17 @@ def show_history(*, name: str, port_offset: int, as_json: bool) -> None:
     pages.show_heading(console)
     for row in rows:
         pages.show_row(console, found.created_at, row)
+
+
+@contextlib.contextmanager
+def _nothing(*, as_json: bool) -> Generator[None]:
+    """Print `null` for what is not there: a script always gets one JSON document."""
+    try:
+        yield
+    except errors.NothingMatchedError:
+        if as_json:
+            screen.json(None)
+        raise
 
 
 def _watch(url: str, name: str, *, option: str, as_json: bool) -> None:

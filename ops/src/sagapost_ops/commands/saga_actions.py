@@ -68,7 +68,7 @@ def retry(*, name: str, reason: str | None, expect_version: int | None, port_off
     no way back.
 
     \b
-    ./sagapost saga compensate 1042 --reason "customer called, wrong address"
+    ./sagapost saga compensate 1042 --reason "wrong address"
     ./sagapost saga compensate 1042 --reason "goods came back" --yes
     """,
 )
@@ -116,7 +116,8 @@ def waive_notify(*, name: str, reason: str | None, expect_version: int | None, p
     it as given back by hand.
 
     \b
-    ./sagapost saga mark-refunded 1042 --reason "account closed" --reference T-17
+    ./sagapost saga mark-refunded 1042 \\
+      --reason "account closed" --reference T-17
     """,
 )
 @_acts

@@ -10,17 +10,23 @@ from sagapost_ops.commands import options
 @click.command(
     help="""Show every part of the running stack: address, process, readiness, mode, version.
 
-    Exit code 0 when all of it is ready, 1 when a part is not, 3 when nothing runs.
+    Exit code 0 when all of it is ready, 1 when a part is not, 3 when nothing runs. --prometheus prints where the metrics are, in the
+    form of Prometheus's HTTP and file service discovery, and asks nobody whether it is ready.
 
     \b
       ./sagapost status
-      ./sagapost status --json | jq -r '.services[] | select(.ready | not) | .name'
+      ./sagapost status --json | jq '.services[] | select(.ready | not)'
+      ./sagapost status --prometheus > sagapost-targets.json
     """
 )
+@click.option("--prometheus", is_flag=True, help="Print the addresses of the metrics for Prometheus's service discovery.")
 @options.port_offset
 @options.as_json
-def command(*, port_offset: int, as_json: bool) -> None:
-    """Print a table or the JSON of every service."""
+def command(*, prometheus: bool, port_offset: int, as_json: bool) -> None:
+    """Print a table or the JSON of every service, or where their metrics are."""
+    if prometheus:
+        screen.json(reports.discovery(state.running(port_offset)))
+        return
     if as_json and not state.is_supervised(state.read(state.folder(port_offset))):
         screen.json(reports.Status(services=()))
     found = state.running(port_offset)
@@ -28,10 +34,14 @@ def command(*, port_offset: int, as_json: bool) -> None:
     if as_json:
         screen.json(current)
     else:
-        rows = [(line.name, _state(line), line.url, str(line.pid or "-"), line.mode or "-", line.version) for line in current.services]
-        screen.out().print(screen.table(("service", "state", "address", "pid", "mode", "version"), rows))
+        rows = [_row(line) for line in current.services]
+        screen.out().print(screen.table(("service", "state", "address", "pid", "mode", "version", "metrics"), rows))
     if found.phase != "ready" or not all(line.ready for line in current.services):
         raise SystemExit(1)
+
+
+def _row(line: reports.Line) -> tuple[str | Text, ...]:
+    return (line.name, _state(line), line.url, str(line.pid or "-"), line.mode or "-", line.version, line.metrics_url or "-")
 
 
 def _state(line: reports.Line) -> Text:

@@ -49,8 +49,8 @@ class Counts:
     ./sagapost test
     ./sagapost test tests/unit -x
     ./sagapost test -- -k receipt --durations=10
-    ./sagapost test --workers 1          # one after the other, in one process
-    ./sagapost test --infra docker       # PostgreSQL and RabbitMQ in containers
+    ./sagapost test --workers 1          # one after the other
+    ./sagapost test --infra docker       # servers in containers
     """,
 )
 @click.option(

@@ -26,9 +26,9 @@ _POLL_S: Final = 0.05
 
     \b
       ./sagapost up                                        # in this terminal
-      ./sagapost up --detach                               # behind it; returns when everything is ready
-      ./sagapost up --detach --port-offset 100             # a second one beside the first
-      ./sagapost up --payment-delay 0 --email-delay 0      # an outside world without delay
+      ./sagapost up --detach                            # behind it
+      ./sagapost up --detach --port-offset 100          # a second one
+      ./sagapost up --payment-delay 0 --email-delay 0   # no delays outside
     """
 )
 @click.option("--detach", is_flag=True, help="Return when every service is ready, and leave it running.")

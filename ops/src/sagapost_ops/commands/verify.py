@@ -24,7 +24,7 @@ from sagapost_ops.invariants.outcome import Expectations
     \b
     ./sagapost verify
     ./sagapost verify --json | jq '.invariants[] | select(.ok | not)'
-    ./sagapost verify --allow-duplicate-mails 1   # a process was killed after the 250
+    ./sagapost verify --allow-duplicate-mails 1   # a process was killed
     """
 )
 @click.option(
@@ -77,6 +77,8 @@ def _show(report: verify.Report) -> None:
             console.print(Text(f"             not judged: {invariant.unjudged}, older than the outbox", style="yellow"), soft_wrap=True)
         if invariant.skipped:
             console.print(Text(f"             nobody to ask for: {', '.join(invariant.skipped)}", style="yellow"), soft_wrap=True)
+    for note in report.notes:
+        console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
     broken = sum(not invariant.ok for invariant in report.invariants)
     console.print(
         "[bold green]Every invariant holds.[/]" if report.ok else f"[bold red]{broken} of {len(report.invariants)} are broken.[/]"

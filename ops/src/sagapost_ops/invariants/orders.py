@@ -24,17 +24,21 @@ STATUS: Final = {
     "notify_failed": "attention",
     "compensation_failed": "attention",
 }
+_LAST_NUMBER: Final = "SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence('orders', 'id')::regclass), 0)"
+_HIGHEST_NUMBER: Final = "SELECT coalesce(max(order_id), 0) FROM payments"
 _ORDERS: Final = "SELECT count(*) FROM orders"
 _WITHOUT_SAGA: Final = """
 SELECT format('order %s has %s sagas', o.id, count(s.id))
   FROM orders AS o LEFT JOIN sagas AS s ON s.order_id = o.id
  GROUP BY o.id HAVING count(s.id) <> 1 ORDER BY o.id LIMIT 100
 """
-# the nudge of a slow payment repeats the event under its first id
+# The nudge of a slow payment repeats the event under its first id. An order that `restored` built again was announced before: its first
+# row is an operator's.
 _CREATED_ONCE: Final = sql.SQL("""
 WITH {ring}
 SELECT format('saga %s has told of its order under %s ids', s.id, count(DISTINCT o.event_id))
   FROM sagas AS s LEFT JOIN outbox AS o ON o.correlation_id = s.id::text AND o.type = 'OrderCreated'
+ WHERE NOT EXISTS (SELECT FROM saga_history AS h WHERE h.saga_id = s.id AND h.seq = 1 AND h.source = 'operator')
  GROUP BY s.id HAVING count(DISTINCT o.event_id) > 1 OR (count(o.event_id) = 0 AND s.created_at >= (SELECT whole_since FROM ring))
  ORDER BY s.id LIMIT 100
 """).format(ring=queries.RING)
@@ -74,6 +78,13 @@ def told_once(found: evidence.Evidence, _: Expectations) -> Outcome:
     wrong = evidence.sentences(found.order, _CREATED_ONCE)
     unjudged = evidence.count(found.order, _TOO_OLD)
     return outcome(len(found.sagas) - unjudged, wrong, unjudged)
+
+
+def numbers_are_new(found: evidence.Evidence, _: Expectations) -> Outcome:
+    """Check that no number that payment knows would be given to the next order: it would, after the order database went back."""
+    last, highest = evidence.count(found.order, _LAST_NUMBER), evidence.count(found.payment, _HIGHEST_NUMBER)
+    wrong = [f"order number {last} was given out last, and payment knows {highest}; see: ./sagapost restored --order"]
+    return outcome(1, wrong if last < highest else [])
 
 
 def one_order_each_key(found: evidence.Evidence, _: Expectations) -> Outcome:

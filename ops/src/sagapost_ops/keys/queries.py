@@ -18,18 +18,24 @@ ON CONFLICT (name) DO UPDATE
 RETURNING rate_per_s, burst
 """
 _KEY: Final = """
-INSERT INTO api_keys (client, label, env, scopes, sha256) VALUES (%(client)s, %(label)s, %(env)s, %(scopes)s, %(sha256)s)
-RETURNING id, created_at
+INSERT INTO api_keys (client, label, env, scopes, sha256, expires_at, created_by, created_reason)
+VALUES (%(client)s, %(label)s, %(env)s, %(scopes)s, %(sha256)s, %(expires_at)s, %(actor)s, %(reason)s)
+RETURNING id, created_at, expires_at
 """
 _LIST: Final = """
-SELECT k.id, k.client, k.label, k.env, k.scopes, c.rate_per_s, c.burst, k.created_at, k.revoked_at, k.last_used
+SELECT k.id, k.client, k.label, k.env, k.scopes, c.rate_per_s, c.burst, k.created_at, k.revoked_at, k.last_used,
+       k.expires_at, k.created_by, k.created_reason, k.revoked_by, k.revoked_reason, coalesce(k.expires_at <= now(), false) AS expired
   FROM api_keys AS k JOIN clients AS c ON c.name = k.client
  WHERE %(client)s::text IS NULL OR k.client = %(client)s
  ORDER BY k.id LIMIT 10000
 """
-# the time of the first revocation stays
+# the first revocation stays, with who and why
 _REVOKE: Final = """
-UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = ANY (%(ids)s) RETURNING id, client, revoked_at
+UPDATE api_keys
+   SET revoked_at = coalesce(revoked_at, now()),
+       revoked_by = CASE WHEN revoked_at IS NULL THEN %(actor)s ELSE revoked_by END,
+       revoked_reason = CASE WHEN revoked_at IS NULL THEN %(reason)s ELSE revoked_reason END
+ WHERE id = ANY (%(ids)s) RETURNING id, client, revoked_at
 """
 
 
@@ -41,14 +47,15 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True):
-    """A new key's number and time."""
+    """A new key's number and time, and until when it works."""
 
     id: int
     created_at: datetime
+    expires_at: datetime | None
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """One key as it is kept; `last_used` is a day, None when it never was."""
+    """One key as it is kept; `last_used` is a day, None when it never was; who made and revoked it is '' where nobody wrote it down."""
 
     id: int
     client: str
@@ -60,6 +67,19 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     revoked_at: datetime | None
     last_used: date | None
+    expires_at: datetime | None
+    expired: bool
+    created_by: str
+    created_reason: str
+    revoked_by: str | None
+    revoked_reason: str | None
+
+
+class Why(msgspec.Struct, frozen=True, kw_only=True):
+    """Who makes or revokes a key, and why, as far as anybody says."""
+
+    actor: str = ""
+    reason: str = ""
 
 
 class Revoked(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,13 +100,15 @@ def add(
     sha256: bytes,
     rate_per_s: float | None,
     burst: int | None,
+    expires_at: datetime | None = None,
+    why: Why | None = None,
 ) -> tuple[Limit, Stored]:
     """Store a key, and its client if it is new; a limit that is given also changes that of a client that was there."""
     limits = {"client": client, "rate_per_s": rate_per_s, "burst": burst, "default_rate_per_s": DEFAULT_RATE_PER_S}
-    key = {"client": client, "label": label, "env": env, "scopes": list(scopes), "sha256": sha256}
+    key = {"client": client, "label": label, "env": env, "scopes": list(scopes), "sha256": sha256, "expires_at": expires_at}
     with conn.transaction():
         (limit,) = database.rows(conn, _CLIENT, Limit, limits)
-        (stored,) = database.rows(conn, _KEY, Stored, key)
+        (stored,) = database.rows(conn, _KEY, Stored, key | msgspec.structs.asdict(why or Why()))
     return limit, stored
 
 
@@ -95,6 +117,6 @@ def listed(conn: database.Connection, client: str | None) -> list[Key]:
     return database.rows(conn, _LIST, Key, {"client": client})
 
 
-def revoke(conn: database.Connection, ids: Collection[int]) -> list[Revoked]:
-    """Revoke keys and give those that there are."""
-    return database.rows(conn, _REVOKE, Revoked, {"ids": list(ids)})
+def revoke(conn: database.Connection, ids: Collection[int], why: Why) -> list[Revoked]:
+    """Revoke keys and return those that there are."""
+    return database.rows(conn, _REVOKE, Revoked, {"ids": list(ids)} | msgspec.structs.asdict(why))

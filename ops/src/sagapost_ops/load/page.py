@@ -51,7 +51,7 @@ def page(title: str, how: str, found: figures.Figures, charts: Sequence[plot.Cha
         ("completed", f"{found.completed_per_s:g}/s"),
         ("answer, p99", f"{found.accept_ms.p99:g} ms"),
         ("to the mail, p99", f"{found.end_to_end_ms.p99:g} ms"),
-        ("sagas that went back", str(found.went_back)),
+        ("sagas that showed an older version than before", str(found.went_back)),
     )
     tables = _times(found) + _counts("outcome", found.outcomes) + (_counts("failed calls", found.errors) if found.errors else "")
     return _PAGE.substitute(

@@ -28,6 +28,11 @@ def moment(text: str, now: datetime) -> datetime:
     return read if read.tzinfo else read.replace(tzinfo=UTC)
 
 
+def is_span(text: str) -> bool:
+    """Return whether `moment` reads this as a span and not as a time."""
+    return bool(text) and _SPAN.fullmatch(text) is not None
+
+
 def span(seconds: float) -> str:
     """Write a span of time in the one unit that says most."""
     for unit_s, name in ((_DAY_S, "d"), (_HOUR_S, "h"), (_MINUTE_S, "min")):

@@ -38,7 +38,7 @@ def show_list(console: Console, found: Sequence[resources.Listed], now: datetime
     if is_wide:
         table.add_column("money", no_wrap=True)
         table.add_column("saga", no_wrap=True)
-    table.add_column("that is")
+    table.add_column("meaning")
     gap = "\n" if console.is_terminal else "; "  # a script wants one line for each
     for one in found:
         wide = (words.money(one), one.saga_id) if is_wide else ()

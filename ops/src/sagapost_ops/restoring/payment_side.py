@@ -1,0 +1,91 @@
+"""After the payment database went back: what the order database knows of payments that are gone, or not as far as they were."""
+
+from typing import Final
+
+import msgspec
+
+from sagapost_contracts import events, topology
+from sagapost_ops import database
+from sagapost_ops.outbox import unseen
+from sagapost_ops.restoring import copying, queries
+from sagapost_ops.restoring.copying import Advance
+
+BATCH: Final = 100
+_CANCELLED: Final = frozenset({"compensating", "compensated", "compensation_failed"})
+_MAY_KEEP: Final = frozenset({None, "processing", "captured", "refunding"})  # payment's status; None: it has no row
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be done.
+
+    `cancelled` are sagas whose payment has to be cancelled again; `forgotten` are orders that payment must hear of again although their
+    messages have left the outbox; `messages` are outbox rows of order that payment does not know; `waiting` orders are among them.
+    """
+
+    cancelled: tuple[queries.Lone, ...]
+    forgotten: tuple[queries.Lone, ...]
+    messages: tuple[unseen.Sent, ...]
+    waiting: int
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """What was done: cancellations and orders that were told again, and messages that were published again."""
+
+    cancelled: int
+    announced: int
+    replayed: int
+
+
+def look(order: database.Connection, payment: database.Connection) -> Found:
+    """Compare every saga with its payment, and the order service's outbox with payment's inbox."""
+    lost = tuple(unseen.find(order, payment, topology.PAYMENT_QUEUE))
+    announced = {one.correlation_id for one in lost if one.type == "OrderCreated"}
+    cancelled: list[queries.Lone] = []
+    forgotten: list[queries.Lone] = []
+    waiting = 0
+    for saga in queries.sagas(order, payment):
+        if saga.state in _CANCELLED and saga.status in _MAY_KEEP:
+            cancelled.append(saga)
+        elif saga.status is None and str(saga.saga_id) in announced:
+            waiting += 1
+        elif saga.status is None and saga.state != "created":
+            forgotten.append(saga)
+    return Found(cancelled=tuple(cancelled), forgotten=tuple(forgotten), messages=lost, waiting=waiting)
+
+
+def perform(order: database.Connection, found: Found, *, advance: Advance) -> Done:
+    """Put everything into the order service's outbox again.
+
+    Cancellations come first: an order that is announced behind its cancellation is not charged, one before it might be.
+    """
+    for start in range(0, len(found.cancelled), BATCH):
+        batch = found.cancelled[start : start + BATCH]
+        with order.transaction():
+            queries.lock_sagas(order, [one.saga_id for one in batch])
+            for one in batch:
+                queries.tell(order, events.CancelPayment(order_id=one.id, saga_id=one.saga_id, reason="operator", saga_version=one.version))
+        advance(len(batch))
+    announced = sum(_announce(order, found.forgotten[start : start + BATCH], advance) for start in range(0, len(found.forgotten), BATCH))
+    replayed = copying.copy(order, found.messages, advance)
+    return Done(cancelled=len(found.cancelled), announced=announced, replayed=replayed)
+
+
+def _announce(order: database.Connection, sagas: tuple[queries.Lone, ...], advance: Advance) -> int:
+    with order.transaction():
+        queries.lock_sagas(order, [one.saga_id for one in sagas])
+        orders = queries.announced(order, [one.saga_id for one in sagas])
+        for one in orders:
+            message = events.OrderCreated(
+                order_id=one.order_id,
+                saga_id=one.saga_id,
+                amount=one.amount,
+                currency=one.currency,
+                user_id=one.user_id,
+                user_email=one.user_email,
+                items=one.items,
+                payment_method=one.payment_method,
+                pay_before=one.pay_before,
+            )
+            queries.tell(order, message, one.message_id)
+    advance(len(sagas))
+    return len(orders)
