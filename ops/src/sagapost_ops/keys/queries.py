@@ -117,6 +117,6 @@ def listed(conn: database.Connection, client: str | None) -> list[Key]:
     return database.rows(conn, _LIST, Key, {"client": client})
 
 
-def revoke(conn: database.Connection, ids: Collection[int], why: Why) -> list[Revoked]:
+def revoke(conn: database.Connection, ids: Collection[int], why: Why | None = None) -> list[Revoked]:
     """Revoke keys and return those that there are."""
-    return database.rows(conn, _REVOKE, Revoked, {"ids": list(ids)} | msgspec.structs.asdict(why))
+    return database.rows(conn, _REVOKE, Revoked, {"ids": list(ids)} | msgspec.structs.asdict(why or Why()))
