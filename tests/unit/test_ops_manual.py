@@ -72,11 +72,14 @@ def test_an_example_stands_on_one_line_of_a_narrow_terminal(
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_can_complete_the_commands(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_shell_can_complete_the_commands(shell: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """`completion` prints the script of each shell, under the name that the command line answers to."""
-    cli.main.main(["completion", shell], prog_name="./sagapost", standalone_mode=False)
+    monkeypatch.setenv(cli.COMPLETE, "")  # which puts back what the command sets
 
-    assert cli.COMPLETE in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        cli.main.main(["completion", shell], prog_name="./sagapost", standalone_mode=False)
+
+    assert (ended.value.code, cli.COMPLETE in capsys.readouterr().out) == (0, True)
 
 
 def test_commands_are_completed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

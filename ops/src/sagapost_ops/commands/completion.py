@@ -1,9 +1,10 @@
 """`completion`: prints what makes a shell complete commands and options."""
 
-import rich_click as click
-from click import shell_completion
+import os
 
-from sagapost_ops import cli, errors
+import rich_click as click
+
+from sagapost_ops import cli
 
 
 @click.command(
@@ -17,8 +18,6 @@ from sagapost_ops import cli, errors
 )
 @click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
 def command(*, shell: str) -> None:
-    """Print the script."""
-    kind = shell_completion.get_completion_class(shell)
-    if kind is None:
-        raise errors.UnfitError(f"there is no completion for {shell}")
-    click.echo(kind(cli.main, {}, "sagapost", cli.COMPLETE).source())
+    """Print the script, as the command line itself does when it is asked by the variable."""
+    os.environ[cli.COMPLETE] = f"{shell}_source"
+    cli.main.main([], prog_name="sagapost", complete_var=cli.COMPLETE, standalone_mode=False)
