@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "order_0005"
-down_revision = "order_0004"
+revision = "order_0006"
+down_revision = "order_0005"
 
 ACTIONS = """
 CREATE TABLE operator_actions (
