@@ -11,6 +11,8 @@ import pytest
 
 from sagapost_contracts import envelope, topology
 
+SMALL = ("quantity", "saga_version", "payment_version", "attempt")
+TIMES = ("pay_before", "captured_at")
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.json"))
 
 
@@ -107,3 +109,67 @@ def test_a_window_to_pay_is_optional() -> None:
         message = envelope.decode("OrderCreated", 1, json.dumps(body).encode())
         assert msgspec.to_builtins(message, str_keys=True)["currency"] == "USD"
         assert json.loads(msgspec.json.encode(message)) == body
+
+
+def _spoilt(body: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Make a copy of a body for each value that no column takes, in each field that could hold it, lines included."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    for name, value in body.items():
+        bad: list[object] = []
+        if type(value) is int:
+            bad = [-(10**12) - 2**63, 2**63, 10**30, *([2**31, 10**12, -1] if name in SMALL else [])]
+        elif isinstance(value, str) and name not in ("amount", "refunded", "price", "currency", "saga_id", *TIMES):
+            bad = [f"{value}\0", "\0", "x" * 100_000]
+        elif name in TIMES:
+            bad = [str(value).removesuffix("Z"), "+10000-01-01T00:00:00Z", "soon"]
+        elif isinstance(value, list):
+            bad = [[line] for item in value for _, line in _spoilt(item)]
+        found += [(f"{name}: {str(one)[:40]!r}", body | {name: one}) for one in bad]
+    return found
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_a_value_that_no_column_takes_is_refused_when_it_is_decoded(path: Path) -> None:
+    """Numbers beyond the columns, NUL characters, endless strings and times without a zone are undecodable, in every message type."""
+    stored = _load(path)
+    spoilt = _spoilt(stored["body"])
+    taken: list[str] = []
+
+    for what, body in spoilt:
+        try:
+            envelope.decode(stored["type"], 1, json.dumps(body).encode())
+        except envelope.UndecodableError:
+            continue
+        taken.append(what)
+
+    assert spoilt
+    assert taken == []
+
+
+@pytest.mark.parametrize("seconds", ["NaN", "1e999", -1, 10**9, "900"])
+def test_a_window_to_pay_that_is_no_duration_is_refused(seconds: object) -> None:
+    """Less than nothing, more than a year or no number at all is no time to pay."""
+    stored = _load(next(path for path in GOLDEN if path.stem == "OrderCreated.v1"))
+
+    body = json.dumps(stored["body"] | {"pay_within_s": seconds}).replace('"1e999"', "1e999").replace('"NaN"', "NaN").encode()
+
+    with pytest.raises(envelope.UndecodableError):
+        envelope.decode("OrderCreated", 1, body)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        (name, change)
+        for name in ("OrderCancelled", "RequestNotification")
+        for change in ({"amount": "NaN"}, {"amount": "1e9"}, {"currency": "EUR"}, {"amount": "-1.00"}, {"refunded": "NaN"})
+        if "refunded" not in change or name == "OrderCancelled"
+    ],
+)
+def test_money_in_what_email_reads_is_checked(name: str, change: dict[str, str]) -> None:
+    """An amount that is not exact, or of another currency, never stands in a mail."""
+    stored = _load(next(path for path in GOLDEN if path.stem == f"{name}.v1"))
+    body = json.dumps(stored["body"] | change).encode()
+
+    with pytest.raises(envelope.UndecodableError):
+        envelope.decode(name, 1, body)

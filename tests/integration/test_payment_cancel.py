@@ -28,7 +28,7 @@ async def till(payment_db: str, provider: services.Service) -> AsyncGenerator[Ti
 
 
 async def test_cancelling_first_leaves_a_tombstone(till: Till) -> None:
-    """A cancellation that overtakes its order is answered with a void, and the order that comes later is not charged."""
+    """A cancellation that overtakes its order is answered with a void; the order that comes later is not charged, and answered so too."""
     order = order_of()
 
     await till.cancel(order)
@@ -36,7 +36,7 @@ async def test_cancelling_first_leaves_a_tombstone(till: Till) -> None:
 
     assert till.status() == ("voided", 1, domain.CANCELLED)
     assert till.moved(order) == []
-    assert [name for name, _ in till.told()] == ["PaymentVoided"]
+    assert [name for name, _ in till.told()] == ["PaymentVoided", "PaymentVoided"]
 
 
 async def test_cancelling_a_capture_refunds_it_once(till: Till) -> None:

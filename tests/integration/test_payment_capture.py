@@ -1,6 +1,7 @@
 """Payment's use cases on a real database and the real provider process."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from decimal import Decimal
 from uuid import uuid4
@@ -146,7 +147,7 @@ async def test_a_charge_made_before_the_window_closed_counts(till: Till) -> None
 
 
 async def test_a_redelivered_order_is_charged_and_told_once(till: Till) -> None:
-    """The same message again, or the same order under another message id, changes nothing."""
+    """The same message again, or the same order under another message id, moves nothing; it is answered again, under the same id."""
     order = order_of()
     delivery = delivery_of(order)
 
@@ -155,7 +156,10 @@ async def test_a_redelivered_order_is_charged_and_told_once(till: Till) -> None:
     await till.order(order)
 
     assert till.moved(order) == [("charge", str(AMOUNT))]
-    assert len(till.told()) == 1
+    told = till.told()
+    assert [name for name, _ in told] == ["PaymentProcessed"] * 3
+    assert told[0] == told[1] == told[2]
+    assert till.rows("SELECT count(DISTINCT event_id) FROM outbox") == [(1,)]
     assert till.status() == ("captured", 2, None)
 
 
@@ -205,7 +209,8 @@ async def test_orders_that_come_again_together_change_nothing(till: Till) -> Non
     assert till.rows("SELECT id, status, version, updated_at FROM payments WHERE order_id < 21 ORDER BY id") == before
     assert till.rows("SELECT count(*), count(DISTINCT order_id) FROM ledger") == [(21, 21)]
     assert till.rows("SELECT count(*) FROM inbox") == [(41,)]
-    assert len(till.told()) == 21
+    assert len(till.told()) == 61
+    assert till.rows("SELECT count(DISTINCT event_id), count(DISTINCT payload) FROM outbox") == [(21, 21)]
 
 
 async def test_a_charge_whose_result_was_lost_is_found_again(till: Till) -> None:
@@ -272,3 +277,41 @@ async def test_a_provider_that_is_down_costs_nothing(till: Till) -> None:
     assert till.status() == ("processing", 1, None)
     assert till.rows("SELECT unanswered_calls FROM payments") == [(0,)]
     assert till.told() == []
+
+
+async def test_a_look_up_follows_no_redirect(till: Till, provider: services.Service) -> None:
+    """Who sends us elsewhere is not believed about money: neither the charge nor the look-up goes there."""
+    order = order_of()
+    await till.charge(order)
+    elsewhere = f"HTTP/1.1 307 Elsewhere\r\nLocation: {provider.url}/v1/charges?reference={order.saga_id}\r\n"
+    async with _answering(elsewhere) as url, providers.open_provider(url, 3) as psp:
+        with pytest.raises(payment_errors.ProviderUnavailableError, match="307"):
+            await psp.find(order.saga_id)
+
+
+async def test_a_refusal_whose_words_no_column_takes_is_final_all_the_same(till: Till) -> None:
+    """A provider's text may hold anything; the payment fails as it says, and the message is not tried again and again."""
+    order = order_of()
+    refusal = '{"error": {"code": "no\\u0000pe", "message": "\\u0000' + 5_000 * "x" + '"}}'
+    async with _answering("HTTP/1.1 402 No\r\n", refusal) as url, providers.open_provider(url, 3) as till.psp:
+        await till.order(order)
+
+    assert till.status() == ("failed", 2, "nope")
+    assert till.names() == ["PaymentFailed"]
+
+
+@contextlib.asynccontextmanager
+async def _answering(head: str, body: str = "") -> AsyncGenerator[str]:
+    """Serve HTTP that answers every request like this."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if (await reader.readuntil(b"\r\n\r\n")).startswith(b"POST"):
+            await reader.readuntil(b"}")
+        writer.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode())
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        yield f"http://{host}:{port}"

@@ -10,11 +10,13 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 import aio_pika
+import msgspec
 import psycopg
 import pytest
 
 from sagapost_chassis import amqp, ids
 from sagapost_contracts import envelope, events, topology
+from sagapost_sandbox import ports
 from sagapost_sandbox.testing import services
 
 TRACE_ID: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -47,8 +49,8 @@ def order_of(payment_method: str = "pm_card_ok") -> events.OrderCreated:
     )
 
 
-def publish(vhost: str, message: events.Message, message_id: UUID) -> None:
-    """Publish as the relay does."""
+def publish(vhost: str, message: events.Message, message_id: UUID, *, sent: datetime | None = None) -> None:
+    """Publish as the relay does; `sent`: what the clock of who sends it says, now unless given."""
 
     async def run() -> None:
         async with amqp.Publisher(vhost, "test") as publisher:
@@ -56,7 +58,7 @@ def publish(vhost: str, message: events.Message, message_id: UUID) -> None:
                 message,
                 message_id=message_id,
                 source="order",
-                time=datetime.now(UTC),
+                time=sent or datetime.now(UTC),
                 causation_id=None,
                 traceparent=f"00-{TRACE_ID}-00f067aa0ba902b7-01",
             )
@@ -95,6 +97,16 @@ def moved(provider: services.Service, saga_id: UUID) -> list[str]:
         connection.close()
 
 
+def got(port: int, path: str) -> str:
+    """Read a page."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().read().decode()
+    finally:
+        connection.close()
+
+
 def charge(provider: services.Service, order: events.OrderCreated) -> None:
     """Charge as a payment process does that dies before it hears of it."""
     connection = http.client.HTTPConnection("127.0.0.1", provider.port, timeout=5)
@@ -115,7 +127,7 @@ def charges(provider: services.Service, saga_id: UUID) -> int:
 def test_an_order_from_the_broker_is_charged_in_its_trace(
     env: dict[str, str], provider: services.Service, start_service: Start, eventually: Callable[..., Any]
 ) -> None:
-    """OrderCreated ends as one capture and one event of the same trace, caused by that message; a copy of it changes nothing."""
+    """OrderCreated ends as one capture and one event of the same trace, caused by that message; a copy is answered under its id."""
     dsn, vhost, order, message_id = env["SAGAPOST_DATABASE_URL"], env["SAGAPOST_AMQP_URL"], order_of(), uuid4()
     service = start_service("payment", env).wait_ready()
 
@@ -125,7 +137,8 @@ def test_an_order_from_the_broker_is_charged_in_its_trace(
     eventually(lambda: [line for line in service.lines() if line["event"] == "message.handled"][1:])
 
     assert charges(provider, order.saga_id) == 1
-    ((kind, headers, correlation_id),) = rows(dsn, "SELECT type, headers, correlation_id FROM outbox")
+    (kind, headers, correlation_id), _ = rows(dsn, "SELECT type, headers, correlation_id FROM outbox ORDER BY id")
+    assert rows(dsn, "SELECT count(DISTINCT (event_id, payload)) FROM outbox") == [(1,)]
     assert (kind, correlation_id, headers["causation-id"]) == ("PaymentProcessed", str(order.saga_id), str(message_id))
     assert TRACE_ID in headers["traceparent"]
     assert "test@example.com" not in service.logs()
@@ -147,7 +160,7 @@ def test_a_kill_at_any_point_charges_once(
 
     assert rows(dsn, "SELECT status, version FROM payments") == [("captured", 2)]
     assert charges(provider, order.saga_id) == 1
-    assert rows(dsn, "SELECT type FROM outbox") == [("PaymentProcessed",)]
+    assert rows(dsn, "SELECT type, count(DISTINCT event_id) FROM outbox GROUP BY type") == [("PaymentProcessed", 1)]
     assert rows(dsn, "SELECT kind FROM ledger") == [("capture",)]
     assert rows(dsn, "SELECT type FROM inbox") == [("OrderCreated",)]
     assert service.terminate() == 0
@@ -196,6 +209,44 @@ def test_a_kill_in_a_look_leaves_the_payment_to_the_next_look(
     assert rows(dsn, "SELECT type FROM outbox") == [("PaymentRefunded",)]
     assert rows(dsn, "SELECT kind FROM ledger ORDER BY id") == [("capture",), ("refund",)]
     assert service.terminate() == 0
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+@pytest.mark.parametrize("wrong", ["service", "database"])
+def test_clocks_that_differ_cancel_nothing_and_show(
+    env: dict[str, str], start_service: Start, eventually: Callable[..., Any], wrong: str, *, hours: int
+) -> None:
+    """The order's clocks are an hour off: it is paid all the same, the gauge says by how much, and readiness is degraded, not unready."""
+    dsn, vhost = env["SAGAPOST_DATABASE_URL"], env["SAGAPOST_AMQP_URL"]
+    metrics = ports.trial(1)[0]
+    service = start_service("payment", env | {"SAGAPOST_METRICS_PORT": str(metrics)}).wait_ready()
+    there = datetime.now(UTC) + timedelta(hours=hours)
+    order = msgspec.structs.replace(order_of(), pay_before=there + timedelta(seconds=900), pay_within_s=900.0)
+    if wrong == "service":
+        order = msgspec.structs.replace(order, pay_before=datetime.now(UTC) + timedelta(seconds=900))
+
+    publish(vhost, order, uuid4(), sent=there if wrong == "service" else None)
+    eventually(lambda: rows(dsn, "SELECT 1 FROM payments WHERE status = 'captured'"))
+
+    health = json.loads(got(service.port, "/health/ready"))
+    assert (health["status"], health["degraded"]) == ("ok", ["clock-skew"])
+    (gauge,) = [line for line in got(metrics, "/metrics").splitlines() if line.startswith("sagapost_clock_skew_seconds ")]
+    assert float(gauge.split()[1]) == pytest.approx(-3600 * hours, abs=60)
+
+
+def test_clocks_that_agree_are_shown_so(env: dict[str, str], start_service: Start, eventually: Callable[..., Any]) -> None:
+    """A message that waited for an hour says nothing about the clocks as soon as one that did not has come."""
+    dsn, vhost = env["SAGAPOST_DATABASE_URL"], env["SAGAPOST_AMQP_URL"]
+    service = start_service("payment", env).wait_ready()
+    hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    waited = msgspec.structs.replace(order_of(), pay_before=hour_ago + timedelta(seconds=900), pay_within_s=900.0)
+    fresh = msgspec.structs.replace(order_of(), pay_within_s=900.0)
+
+    publish(vhost, waited, uuid4(), sent=hour_ago)
+    publish(vhost, fresh, uuid4())
+    eventually(lambda: rows(dsn, "SELECT 1 FROM payments WHERE status = 'captured'")[1:])
+
+    assert json.loads(got(service.port, "/health/ready"))["degraded"] == []
 
 
 def test_sigterm_lets_a_slow_charge_finish(

@@ -84,7 +84,7 @@ async def test_nothing_is_looked_at_before_its_time(till: Till) -> None:
 
 
 async def test_the_message_that_comes_after_the_look_changes_nothing(till: Till) -> None:
-    """A message that was only late finds its payment captured: one charge, one event, and the message is ticked off."""
+    """A message that was only late finds its payment captured: one charge, one event and the same once more, and it is ticked off."""
     order = order_of()
     await till.intend(order)
     till.due()
@@ -93,7 +93,8 @@ async def test_the_message_that_comes_after_the_look_changes_nothing(till: Till)
     await till.order(order)
 
     assert till.moved(order) == [CHARGED]
-    assert till.names() == ["PaymentProcessed"]
+    assert till.names() == ["PaymentProcessed", "PaymentProcessed"]
+    assert till.rows("SELECT count(DISTINCT event_id) FROM outbox") == [(1,)]
     assert till.rows("SELECT type FROM inbox") == [("OrderCreated",)]
 
 

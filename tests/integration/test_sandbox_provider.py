@@ -272,6 +272,24 @@ def test_a_refund_is_declined_until_told_otherwise(client: httpx.Client) -> None
     assert moved(client, charged["reference"]) == [("charge", "12.50"), ("refund", "12.50")]
 
 
+def test_errors_are_kept_under_their_key_when_asked_for(client: httpx.Client) -> None:
+    """Faults and refusals are repeated under their key, marked, also when the provider behaves again; another key is tried anew."""
+    reference, key, other = _new(), _new(), _new()
+    client.put("/v1/behaviour", json={"keep_errors": True, "failure_rate": 1})
+    first = charge(client, reference=reference, key=key)
+    client.put("/v1/behaviour", json={"keep_errors": True, "refund_declined": "refunds_suspended"})
+    kept = charge(client, reference=reference, key=key)
+    charged = charge(client, reference=reference, key=other).json()
+    refused = refund(client, charged, "12.50", "ref")
+    client.put("/v1/behaviour", json={})
+
+    answers = [refund(client, charged, "12.50", name) for name in ("ref", "ref:2")]
+
+    assert [(answer.status_code, answer.headers.get("Idempotent-Replayed")) for answer in (first, kept)] == [(503, None), (503, "true")]
+    assert [answer.status_code for answer in (refused, *answers)] == [422, 422, 200]
+    assert moved(client, reference) == [("charge", "12.50"), ("refund", "12.50")]
+
+
 def test_unchecked_refunds_give_back_more_than_was_taken(client: httpx.Client) -> None:
     """Only the idempotency key keeps such a provider from refunding twice."""
     charged, key = charge(client).json(), _new()

@@ -1,6 +1,6 @@
 """The pure rules of payment."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
 
@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from sagapost_chassis import settings as environment
-from sagapost_payment import domain
+from sagapost_payment import clock, domain
 from sagapost_payment.settings import Settings
 
 SAGA = UUID("0193b1c2-7d4e-7a10-9f0e-5f2f6c1d8a11")
@@ -44,6 +44,49 @@ def test_keys_follow_from_the_saga_alone() -> None:
     assert domain.charge_key(SAGA) == f"cap:{SAGA}"
     assert domain.refund_key(SAGA) == f"ref:{SAGA}"
     assert domain.duplicate_key("ch_2") == "dup:ch_2"
+    assert [domain.key_of(domain.charge_key(SAGA), generation) for generation in (1, 2, 3)] == [
+        f"cap:{SAGA}",
+        f"cap:{SAGA}:2",
+        f"cap:{SAGA}:3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "errors_count", "kept"),
+    [
+        (domain.Unknown(cause="503", unanswered=False, is_error=True), 2, False),
+        (domain.Unknown(cause="503", unanswered=False, is_error=True), 3, True),
+        (domain.Unknown(cause="503", unanswered=False, is_error=True, is_kept=True), 1, True),
+        (domain.Unknown(cause="silence", unanswered=True), 9, False),
+    ],
+)
+def test_only_an_error_that_is_kept_gives_a_key_up(outcome: domain.Unknown, errors_count: int, *, kept: bool) -> None:
+    """The provider says that it repeats itself, or has answered three calls with an error; silence proves nothing."""
+    assert domain.is_kept(outcome, errors_count) is kept
+
+
+@pytest.mark.parametrize(("later_s", "again"), [(0, False), (1, False), (-1, False), (3, True), (3600, True), (-3600, True)])
+def test_a_repetition_is_younger_than_its_saga(later_s: float, *, again: bool) -> None:
+    """The saga's id says when it was made, and the envelope when the message was; a saga id without a time may be any repetition."""
+    made = datetime.fromtimestamp((SAGA.int >> 80) / 1000, UTC)
+
+    assert domain.was_asked_before(SAGA, made + timedelta(seconds=later_s)) is again
+    assert domain.was_asked_before(UUID(int=SAGA.int, version=4), made)
+
+
+def test_the_skew_is_the_least_difference_of_the_last_seconds() -> None:
+    """Waiting only adds, so that the quickest message counts; of two clocks the one that is further off does; the old is forgotten."""
+    skew = clock.Skew(10)
+    empty = skew.estimate_s()
+    for later_s, at_s in ((600.0, 0.0), (3.0, 1.0), (40.0, 2.0)):
+        skew.note("service", later_s, at_s)
+    quick = skew.estimate_s()
+    skew.note("database", -3600.0, 3.0)
+    behind = skew.estimate_s()
+    skew.note("database", 0.5, 3.0 + clock.WINDOW_S + 5)
+    skew.note("service", 900.0, 3.0 + clock.WINDOW_S + 5)
+
+    assert (empty, quick, behind, skew.estimate_s()) == (0.0, 3.0, -3600.0, 900.0)
 
 
 @pytest.mark.parametrize(
@@ -136,3 +179,9 @@ def test_limits_that_let_no_call_through_are_refused(wrong: dict[str, str]) -> N
     """A time-out or a number of calls of nothing ends the start."""
     with pytest.raises(environment.SettingsError, match="PROVIDER_"):
         environment.load(Settings, REQUIRED | wrong)
+
+
+def test_a_skew_that_would_always_show_is_refused() -> None:
+    """Clocks never agree to the nanosecond."""
+    with pytest.raises(environment.SettingsError, match="MAX_CLOCK_SKEW_S"):
+        environment.load(Settings, REQUIRED | {"SAGAPOST_MAX_CLOCK_SKEW_S": "0"})

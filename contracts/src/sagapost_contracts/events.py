@@ -2,20 +2,29 @@
 
 from datetime import datetime
 from decimal import Decimal
-from typing import ClassVar, Final
+from typing import Annotated, ClassVar, Final
 from uuid import UUID
 
 import msgspec
 
 from sagapost_contracts import money
 
+# What the readers' columns take: what does not fit is refused when it is decoded, and not tried again and again.
+Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+BigInt = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Name = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00]*\Z", max_length=1_000)]
+Text = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00]*\Z", max_length=10_000)]
+Time = Annotated[datetime, msgspec.Meta(tz=True)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=366 * 24 * 3600)]
+
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
     """One line of an order as the customer bought it."""
 
-    product_id: int
-    name: str
-    quantity: int
+    product_id: Id
+    name: Name
+    quantity: Count
     price: Decimal
 
     def __post_init__(self) -> None:
@@ -29,7 +38,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     key: ClassVar[str]
     version: ClassVar[int] = 1
 
-    order_id: int
+    order_id: Id
     saga_id: UUID
 
 
@@ -59,25 +68,29 @@ class OrderCreated(Amounted, frozen=True, kw_only=True, omit_defaults=True):
 
     # a default that is made is always written, so that only an absent `pay_within_s` is left out and version 1 stays as it was
     currency: str = msgspec.field(default_factory=_currency)
-    user_id: int
-    user_email: str
+    user_id: BigInt
+    user_email: Name
     items: tuple[Line, ...]
-    payment_method: str
-    pay_before: datetime
-    pay_within_s: float | None = None
+    payment_method: Name
+    pay_before: Time
+    pay_within_s: Seconds | None = None
 
 
-class OrderCancelled(Message, frozen=True, kw_only=True):
+class OrderCancelled(Amounted, frozen=True, kw_only=True):
     """An order ended without a sale; whatever was captured is refunded."""
 
     key: ClassVar[str] = "order.order.cancelled"
 
-    user_email: str
-    reason: str
+    user_email: Name
+    reason: Text
     refunded: Decimal
     amount: Decimal = Decimal("0.00")
-    currency: str = money.CURRENCY
     items: tuple[Line, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse amounts that are not exact."""
+        super().__post_init__()
+        money.parse_amount(self.refunded)
 
 
 class CancelPayment(Message, frozen=True, kw_only=True):
@@ -85,23 +98,22 @@ class CancelPayment(Message, frozen=True, kw_only=True):
 
     key: ClassVar[str] = "order.payment.cancel_requested"
 
-    reason: str
-    saga_version: int
+    reason: Text
+    saga_version: Count
 
 
-class RequestNotification(Message, frozen=True, kw_only=True):
+class RequestNotification(Amounted, frozen=True, kw_only=True):
     """Command to email: send this mail again."""
 
     key: ClassVar[str] = "order.notification.requested"
 
-    template: str
-    user_email: str
-    attempt: int
+    template: Name
+    user_email: Name
+    attempt: Count
     amount: Decimal = Decimal("0.00")
-    currency: str = money.CURRENCY
     items: tuple[Line, ...] = ()
-    transaction_id: str | None = None
-    reason: str | None = None
+    transaction_id: Name | None = None
+    reason: Text | None = None
 
 
 class PaymentProcessed(Amounted, frozen=True, kw_only=True):
@@ -109,11 +121,11 @@ class PaymentProcessed(Amounted, frozen=True, kw_only=True):
 
     key: ClassVar[str] = "payment.payment.processed"
 
-    payment_id: int
-    payment_version: int
-    transaction_id: str
-    captured_at: datetime
-    user_email: str
+    payment_id: Id
+    payment_version: Count
+    transaction_id: Name
+    captured_at: Time
+    user_email: Name
     items: tuple[Line, ...]
 
 
@@ -122,9 +134,9 @@ class PaymentFailed(Message, frozen=True, kw_only=True):
 
     key: ClassVar[str] = "payment.payment.failed"
 
-    payment_version: int
-    code: str
-    reason: str
+    payment_version: Count
+    code: Name
+    reason: Text
 
 
 class PaymentVoided(Message, frozen=True, kw_only=True):
@@ -132,9 +144,9 @@ class PaymentVoided(Message, frozen=True, kw_only=True):
 
     key: ClassVar[str] = "payment.payment.voided"
 
-    payment_version: int
-    code: str
-    reason: str
+    payment_version: Count
+    code: Name
+    reason: Text
 
 
 class PaymentRefunded(Amounted, frozen=True, kw_only=True):
@@ -142,8 +154,8 @@ class PaymentRefunded(Amounted, frozen=True, kw_only=True):
 
     key: ClassVar[str] = "payment.payment.refunded"
 
-    payment_version: int
-    refund_id: str
+    payment_version: Count
+    refund_id: Name
 
 
 class RefundFailed(Amounted, frozen=True, kw_only=True):
@@ -151,8 +163,8 @@ class RefundFailed(Amounted, frozen=True, kw_only=True):
 
     key: ClassVar[str] = "payment.refund.failed"
 
-    payment_version: int
-    code: str
+    payment_version: Count
+    code: Name
     permanent: bool
 
 
@@ -161,8 +173,8 @@ class EmailSent(Message, frozen=True, kw_only=True):
 
     key: ClassVar[str] = "email.email.sent"
 
-    template: str
-    smtp_message_id: str
+    template: Name
+    smtp_message_id: Name
 
 
 class EmailFailed(Message, frozen=True, kw_only=True):
@@ -170,8 +182,8 @@ class EmailFailed(Message, frozen=True, kw_only=True):
 
     key: ClassVar[str] = "email.email.failed"
 
-    template: str
-    code: str
+    template: Name
+    code: Name
     permanent: bool
 
 

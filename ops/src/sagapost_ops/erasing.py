@@ -30,7 +30,10 @@ SELECT order_id, user_email, true AS is_ended FROM payments
  WHERE lower(user_email) = lower(%(email)s) AND NOT order_id = ANY(%(under_way)s::bigint[]) ORDER BY order_id LIMIT %(limit)s FOR UPDATE
 """
 _IN_ORDERS: Final = "UPDATE orders SET user_email = %(tombstone)s WHERE id = ANY(%(ids)s::bigint[])"
-_IN_PAYMENTS: Final = "UPDATE payments SET user_email = %(tombstone)s WHERE order_id = ANY(%(ids)s::bigint[])"
+# after a restore of the order database an order number may stand for somebody else's payment, too
+_IN_PAYMENTS: Final = """
+UPDATE payments SET user_email = %(tombstone)s WHERE order_id = ANY(%(ids)s::bigint[]) AND user_email = ANY(%(emails)s::text[])
+"""
 # The spelling beside it is the one in the JSON, where no character that an address may have is escaped.
 _IN_ANSWERS: Final = """
 UPDATE idempotency_keys AS k

@@ -39,11 +39,10 @@ _PAYMENTS: Final = """
 SELECT order_id, saga_id, status, amount, currency, transaction_id, code, cancel_requested_at IS NOT NULL AS is_cancelled FROM payments
 """
 _DUPLICATES: Final = """
-SELECT d.order_id, p.saga_id, d.transaction_id, d.amount, d.currency, d.refund_id
-  FROM duplicate_charges AS d JOIN payments AS p ON p.order_id = d.order_id
+SELECT order_id, saga_id, transaction_id, amount, currency, refund_id FROM duplicate_charges
 """
 _LEDGER: Final = """
-SELECT l.order_id, p.saga_id, l.kind, l.amount, l.currency, l.transaction_id FROM ledger AS l JOIN payments AS p ON p.order_id = l.order_id
+SELECT order_id, saga_id, kind, amount, currency, transaction_id FROM ledger
 """
 
 

@@ -6,7 +6,7 @@ from functools import partial
 
 from sagapost_chassis import amqp, consuming, db, ladder, lifecycle, outbox, settings
 from sagapost_contracts import topology
-from sagapost_payment import api, consumer, provider, sweeper
+from sagapost_payment import api, clock, consumer, provider, sweeper
 from sagapost_payment.settings import Settings
 
 
@@ -18,7 +18,8 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
         provider.open_provider(config.provider_url, config.provider_timeout_s) as psp,
         amqp.Publisher(config.amqp_url, "sagapost-payment-publisher") as publisher,
     ):
-        routes = consumer.routes(pool, psp, config.terms())
+        skew = clock.Skew(config.max_clock_skew_s)
+        routes = skew.observing(consumer.routes(pool, psp, config.terms()))
         worker = consuming.Consumer(
             config.amqp_url,
             topology.PAYMENT_QUEUE,
@@ -28,10 +29,10 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
             retry_delays_s=ladder.parse(config.retry_delays_s),
         )
         async with asyncio.TaskGroup() as group:
-            group.create_task(lifecycle.serve(api.app(pool, worker, mode=config.env), config.host, config.port, stop))
+            group.create_task(lifecycle.serve(api.app(pool, worker, skew, mode=config.env), config.host, config.port, stop))
             group.create_task(worker.run(stop))
             group.create_task(hints.run(stop))
-            group.create_task(sweeper.run(pool, psp, stop, config.terms()))
+            group.create_task(sweeper.run(pool, psp, stop, config.terms(), skew))
 
 
 def main() -> None:

@@ -3,10 +3,14 @@
 from litestar import types
 
 from sagapost_chassis import consuming, db, health, web
+from sagapost_payment import clock
 
 
-def app(pool: db.Pool, consumer: consuming.Consumer, *, mode: str) -> types.ASGIApp:
-    """Build the application; the process is ready when its database and the broker are, degraded while the broker takes no messages."""
+def app(pool: db.Pool, consumer: consuming.Consumer, skew: clock.Skew, *, mode: str) -> types.ASGIApp:
+    """Build the application; the process is ready when its database and the broker are.
+
+    It is degraded while the broker takes no messages, and while the clocks of order and payment are too far apart.
+    """
 
     async def database() -> bool:
         async with db.connection(pool) as conn:
@@ -14,4 +18,4 @@ def app(pool: db.Pool, consumer: consuming.Consumer, *, mode: str) -> types.ASGI
         return True
 
     required = {"database": database, "rabbitmq": consumer.check}
-    return web.app(health.routes("payment", required, {"rabbitmq": consumer.flows}, mode=mode))
+    return web.app(health.routes("payment", required, {"rabbitmq": consumer.flows, "clock-skew": skew.check}, mode=mode))

@@ -14,6 +14,9 @@ from sagapost_contracts import events
 EXPIRED: Final = "expired"
 PROVIDER_TIMEOUT: Final = "provider_timeout"
 CANCELLED: Final = "cancelled"
+_TIMED_UUID: Final = 7
+_SAME_TRANSACTION_MS: Final = 2000  # AMQP's timestamps are whole seconds, and a checkout may take one
+KEPT_AFTER: Final = 3  # answered errors under one key; a passing fault is over sooner, and a wrong guess costs one look-up
 
 
 class Status(enum.StrEnum):
@@ -25,6 +28,9 @@ class Status(enum.StrEnum):
     VOIDED = "voided"
     REFUNDING = "refunding"
     REFUNDED = "refunded"
+
+
+_NOTHING_MOVED: Final = {Status.FAILED, Status.VOIDED}
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +51,8 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     """A row of `payments`; `expired` says whether pay_before had passed when it was read, by the database's clock.
 
     `uncertain`: more than one call may have reached the provider, or one has no answer, so that a charge may appear later.
+    `charge_generation`, `refund_generation`: the number in the idempotency key, see `key_of`.
+    `told_id`: the id of the event that said how the payment ended; who asks again is answered under the same id.
     """
 
     id: int
@@ -64,6 +72,9 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     uncertain: bool
     cancel_requested_at: datetime | None
     expired: bool
+    charge_generation: int = 1
+    refund_generation: int = 1
+    told_id: UUID | None = None
 
 
 class Movement(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,10 +104,15 @@ class Declined(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Unknown(msgspec.Struct, frozen=True, kw_only=True):
-    """The provider may have acted; `unanswered` when it let the time pass or said nothing that can be read."""
+    """The provider may have acted; `unanswered` when it let the time pass or said nothing that can be read.
+
+    `is_error`: it answered with an error of its own. `is_kept`: it said that this answer is the one it keeps under the key.
+    """
 
     cause: str
     unanswered: bool
+    is_error: bool = False
+    is_kept: bool = False
 
 
 class GivenUp(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,18 +126,37 @@ Result = Captured | Declined | GivenUp
 
 
 def charge_key(saga_id: UUID) -> str:
-    """Give the one idempotency key under which this order is ever charged."""
+    """Return the idempotency key under which an order is charged; see `key_of` for its generations."""
     return f"cap:{saga_id}"
 
 
 def refund_key(saga_id: UUID) -> str:
-    """Give the one idempotency key under which this order is ever refunded."""
+    """Return the idempotency key under which an order is refunded; see `key_of` for its generations."""
     return f"ref:{saga_id}"
 
 
 def duplicate_key(charge_id: str) -> str:
-    """Give the one idempotency key under which a charge that nobody asked for is ever given back."""
+    """Return the idempotency key under which a surplus charge is refunded; see `key_of` for its generations."""
     return f"dup:{charge_id}"
+
+
+def key_of(key: str, generation: int) -> str:
+    """Return a generation of a key.
+
+    There is one, until the provider keeps an error under it. The next one then follows, but only after the provider has said that
+    nothing was done: see `is_kept` and provider.Provider.
+    """
+    return key if generation == 1 else f"{key}:{generation}"
+
+
+def is_kept(outcome: Unknown, errors_count: int) -> bool:
+    """Return whether a key is answered with a kept error: the provider says so, or it has answered `KEPT_AFTER` calls with an error."""
+    return outcome.is_error and (outcome.is_kept or errors_count >= KEPT_AFTER)
+
+
+def is_placeholder(payment: Payment) -> bool:
+    """Return whether the row was made by a cancellation, and its order was not known: what the provider has must be asked."""
+    return not payment.payment_method
 
 
 def reason_to_give_up(payment: Payment, terms: Terms) -> GivenUp | None:
@@ -139,6 +174,15 @@ def must_go_back(payment: Payment) -> bool:
     """Tell whether a capture that just became known has to be refunded at once: nobody waits for it any more."""
     ended = payment.status in {Status.VOIDED, Status.FAILED}
     return ended or (payment.status is Status.PROCESSING and payment.cancel_requested_at is not None)
+
+
+def was_asked_before(saga_id: UUID, asked_at: datetime) -> bool:
+    """Return whether an OrderCreated is a repetition: its envelope is younger than its saga, whose UUIDv7 holds when it was made.
+
+    Both times are of the order service's clock, so that a queue or another clock changes nothing.
+    """
+    made_ms = saga_id.int >> 80
+    return saga_id.version != _TIMED_UUID or abs(asked_at.timestamp() * 1000 - made_ms) > _SAME_TRANSACTION_MS
 
 
 def is_as_asked(payment: Payment, captured: Captured) -> bool:
@@ -211,6 +255,15 @@ def refunded(payment: Payment, movement: Movement) -> events.PaymentRefunded:
         currency=movement.currency,
         refund_id=movement.transaction_id,
     )
+
+
+def present(payment: Payment, movement: Movement | None) -> events.Message | None:
+    """Return the event that says how an ended payment stands, None while it is under way; `movement`: the charge, or the refund."""
+    if payment.status is Status.CAPTURED and movement is not None:
+        return processed(payment, movement)
+    if payment.status is Status.REFUNDED and movement is not None:
+        return refunded(payment, movement)
+    return {Status.FAILED: failed, Status.VOIDED: voided}[payment.status](payment) if payment.status in _NOTHING_MOVED else None
 
 
 def refund_failed(payment: Payment, captured: Movement, declined: Declined) -> events.RefundFailed:

@@ -25,4 +25,4 @@ class StalePaymentError(errors.TransientError):
 
 
 class ForeignSagaError(errors.PermanentError):
-    """A message pairs an order with the saga of another one; somebody sent nonsense."""
+    """A message names a saga together with another order than the saga's; no order service sends that."""

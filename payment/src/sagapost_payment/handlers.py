@@ -1,29 +1,23 @@
 """The use cases of payment: charge an order once, take it back on request; a provider call stands between two transactions."""
 
+import contextvars
 from collections.abc import Sequence
 from typing import Final
+from uuid import UUID
 
 import msgspec
 
-from sagapost_chassis import consuming, crashpoints, db, inbox, outbox, telemetry
+from sagapost_chassis import consuming, crashpoints, db, ids, inbox, outbox, telemetry
 from sagapost_contracts import events, money
-from sagapost_payment import domain, errors, provider, queries
+from sagapost_payment import answers, charging, domain, errors, provider, queries, refunding
 
-SOURCE = "payment"
 _UNDER_WAY: Final = {domain.Status.PROCESSING, domain.Status.REFUNDING}
-
-
-class _Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """An order that is to be charged, and the message that asks for it."""
-
-    intent: queries.Intent
-    delivery: consuming.Delivery
 
 
 async def on_order_created(
     pool: db.Pool, psp: provider.Provider, delivery: consuming.Delivery, order: events.OrderCreated, terms: domain.Terms
 ) -> None:
-    """Charge the order, once, and tell how it went.
+    """Charge the order, once, and publish how it went; a payment that has ended is answered with how it stands.
 
     Raises:
         TransientError: the outcome is not known yet; the same message, and the same key, come again.
@@ -33,12 +27,14 @@ async def on_order_created(
     payment, fresh = await _intend(pool, delivery, order, terms)
     await crashpoints.crashpoint("payment.after_intent")
     if payment.status is domain.Status.PROCESSING:
-        result = await capture(pool, psp, payment, terms, fresh=fresh)
+        # no row, although it was asked before: the row may have been lost in a restore, and the charge may be there
+        ask_first = domain.was_asked_before(order.saga_id, delivery.time)
+        result = await charging.capture(pool, psp, payment, terms, fresh=fresh, ask_first=ask_first)
         await crashpoints.crashpoint("payment.after_charge")
         payment = await conclude(pool, payment, result, delivery, terms)
         await crashpoints.crashpoint("payment.after_commit")
     if payment.status is domain.Status.REFUNDING:
-        await give_back(pool, psp, payment, delivery, terms, fresh=False)
+        await refunding.give_back(pool, psp, payment, delivery, terms, fresh=False)
 
 
 async def on_cancel_payment(
@@ -49,98 +45,84 @@ async def on_cancel_payment(
     The command counts as taken in when it is decided what it leads to: what comes again later only finishes its refund.
 
     Raises:
-        TransientError: a refund whose outcome is not known yet; it is repeated with the same key.
+        TransientError: the provider cannot be asked, or a refund's outcome is not known yet; the call is repeated.
         ForeignSagaError: order and saga do not belong together; nothing was written.
 
     """
-    moved = False
-    async with db.transaction(pool) as conn:
-        reason = "The order was cancelled before anything was charged."
-        await queries.add_tombstone(conn, command.order_id, command.saga_id, currency=money.CURRENCY, code=domain.CANCELLED, reason=reason)
-        payment = _of_saga(await queries.lock(conn, command.order_id), command)
-        if await inbox.claim(conn, delivery.message_id, delivery.type):
-            moved = payment.status is domain.Status.CAPTURED
-            if moved:
-                payment = await queries.move(conn, payment, domain.Status.REFUNDING, terms=terms)
-            else:
-                await _answer(conn, delivery, payment, terms)
+    payment, moved = await _take_in(pool, delivery, command, terms)
+    if _is_unasked(payment):
+        # a row that is missing says nothing about money: the provider is asked before anything is answered
+        result = await charging.capture(pool, psp, payment, terms, fresh=False)
+        if isinstance(result, domain.GivenUp):
+            payment, moved = await _take_in(pool, delivery, command, terms, nothing=result)
+        else:
+            payment = await conclude(pool, payment, result, delivery, terms)
     if payment.status is domain.Status.REFUNDING:
-        await give_back(pool, psp, payment, delivery, terms, fresh=moved)
+        await refunding.give_back(pool, psp, payment, delivery, terms, fresh=moved and payment.refund_generation == 1)
+
+
+async def _take_in(
+    pool: db.Pool,
+    delivery: consuming.Delivery,
+    command: events.CancelPayment,
+    terms: domain.Terms,
+    nothing: domain.GivenUp | None = None,
+) -> tuple[domain.Payment, bool]:
+    """Store what a cancellation leads to, and return the payment, and whether its refund begins here.
+
+    `nothing`: the provider has said that there is no charge. Before that a payment without an order is not answered for.
+    """
+    async with db.transaction(pool) as conn:
+        await queries.add_placeholder(conn, command.order_id, command.saga_id, currency=money.CURRENCY, terms=terms)
+        payment = await queries.lock(conn, command.saga_id)
+        if payment.order_id != command.order_id:
+            raise errors.ForeignSagaError(f"saga {payment.saga_id} is of order {payment.order_id}, not of {command.order_id}")
+        if _is_unasked(payment):
+            if nothing is None:
+                return payment, False
+            payment = await queries.move(conn, payment, domain.Status.VOIDED, code=nothing.code, reason=nothing.reason, terms=terms)
+        claimed = await inbox.claim(conn, delivery.message_id, delivery.type)
+        moved = claimed and payment.status is domain.Status.CAPTURED
+        if moved:
+            payment = await queries.move(conn, payment, domain.Status.REFUNDING, terms=terms)
+        elif claimed:
+            await _answer(conn, delivery, payment, terms)
+    return payment, moved
+
+
+def _is_unasked(payment: domain.Payment) -> bool:
+    return payment.status is domain.Status.PROCESSING and domain.is_placeholder(payment)
 
 
 async def _intend(
     pool: db.Pool, delivery: consuming.Delivery, order: events.OrderCreated, terms: domain.Terms
 ) -> tuple[domain.Payment, bool]:
-    """Make the row that says "we are about to charge", or find it; a finished one only needs its message ticked off."""
-    asked = _Asked(intent=queries.Intent(order=order, terms=terms), delivery=delivery)
+    """Make the row that says "we are about to charge", or find it; one that has ended is answered and its message ticked off."""
+    asked = answers.Asked(intent=queries.Intent(order=order, terms=terms), delivery=delivery, context=contextvars.copy_context())
 
     async def intend(conn: db.Connection) -> tuple[domain.Payment, bool]:
         (found,) = await _intend_all(conn, [asked])
         if found is None:
-            raise errors.ForeignSagaError(f"order {order.order_id} is not of saga {order.saga_id}")
+            raise errors.ForeignSagaError(f"saga {order.saga_id} is of another order than {order.order_id}")
         return found
 
     return await db.grouped(pool, order.saga_id, intend, bulk=db.Bulk(run=_intend_all, item=asked))
 
 
-async def _intend_all(conn: db.Connection, asked: Sequence[_Asked]) -> list[tuple[domain.Payment, bool] | None]:
+async def _intend_all(conn: db.Connection, asked: Sequence[answers.Asked]) -> list[tuple[domain.Payment, bool] | None]:
     """Make the rows of many orders, or find them; None: order and saga do not belong together."""
     payments = {saga_id: (payment, True) for saga_id, payment in (await queries.add(conn, [one.intent for one in asked])).items()}
     again = [one for one in asked if one.intent.order.saga_id not in payments]
     if again:
-        known = await queries.of_orders(conn, [(one.intent.order.order_id, one.intent.order.saga_id) for one in again])
+        known = await queries.of_sagas(conn, [one.intent.order.saga_id for one in again])
         payments |= {saga_id: (payment, False) for saga_id, payment in known.items()}
-        ended = {saga_id for saga_id, payment in known.items() if payment.status not in _UNDER_WAY}
-        ticked_off = [(one.delivery.message_id, one.delivery.type) for one in again if one.intent.order.saga_id in ended]
-        await inbox.claim_all(conn, ticked_off)
-    return [payments.get(one.intent.order.saga_id) for one in asked]
+        await answers.answer_again(conn, [one for one in again if _is_answered(one, known[one.intent.order.saga_id])])
+    found = [payments[one.intent.order.saga_id] for one in asked]
+    return [pair if pair[0].order_id == one.intent.order.order_id else None for one, pair in zip(asked, found, strict=True)]
 
 
-def _of_saga(payment: domain.Payment, message: events.Message) -> domain.Payment:
-    if payment.saga_id != message.saga_id:
-        raise errors.ForeignSagaError(f"order {payment.order_id} is of saga {payment.saga_id}, not of {message.saga_id}")
-    return payment
-
-
-async def capture(pool: db.Pool, psp: provider.Provider, payment: domain.Payment, terms: domain.Terms, *, fresh: bool) -> domain.Result:
-    """Find out what became of an earlier call, or make one; outside any transaction.
-
-    Raises:
-        TransientError: the outcome is not known yet.
-
-    """
-    if not fresh:
-        async with db.transaction(pool) as conn:
-            await queries.repeat(conn, payment, terms=terms)
-    if not fresh or payment.expired:
-        found = await _find(psp, payment) or domain.reason_to_give_up(payment, terms)
-        if found is not None:
-            return found
-    outcome = await psp.charge(
-        key=domain.charge_key(payment.saga_id),
-        reference=payment.saga_id,
-        amount=payment.amount,
-        currency=payment.currency,
-        payment_method=payment.payment_method,
-    )
-    if isinstance(outcome, domain.Captured) and not domain.is_as_asked(payment, outcome):
-        # an answer is no money: what was really taken, the look-up tells
-        outcome = domain.Unknown(cause=f"answered that it took {outcome.amount} {outcome.currency}", unanswered=False)
-    if not isinstance(outcome, domain.Unknown):
-        return outcome
-    async with db.transaction(pool) as conn:
-        await queries.doubt(conn, payment, unanswered=outcome.unanswered)
-    charge = await _find(psp, payment)
-    if charge is not None:
-        telemetry.log.warning("provider.found", order_id=payment.order_id, cause=outcome.cause)
-        return charge
-    # no charge now does not mean none ever: the next delivery asks again before it repeats the call or gives up
-    raise errors.OutcomeUnknownError(outcome.cause)
-
-
-async def _find(psp: provider.Provider, payment: domain.Payment) -> domain.Captured | None:
-    found = await psp.find(payment.saga_id)
-    return found[0] if found else None
+def _is_answered(one: answers.Asked, payment: domain.Payment) -> bool:
+    return payment.status not in _UNDER_WAY and payment.order_id == one.intent.order.order_id
 
 
 async def conclude(
@@ -149,21 +131,21 @@ async def conclude(
     """Write down the result and tell of it; of several that come here, the first one does. No delivery: somebody had a look."""
 
     async def write(conn: db.Connection) -> domain.Payment:
-        payment = await queries.lock(conn, known.order_id)
+        payment = await queries.lock(conn, known.saga_id)
         if isinstance(result, domain.Captured) and domain.must_go_back(payment):
             return await _note_capture(conn, payment, domain.Status.REFUNDING, result, terms)
         is_first = delivery is None or await inbox.claim(conn, delivery.message_id, delivery.type)
         if not is_first or payment.status is not domain.Status.PROCESSING:
             return payment
+        told_id = ids.uuid7()
         if isinstance(result, domain.Captured):
-            payment = await _note_capture(conn, payment, domain.Status.CAPTURED, result, terms)
-            await _tell(conn, delivery, domain.processed(payment, result))
-        elif isinstance(result, domain.Declined) and payment.cancel_requested_at is None:
-            payment = await queries.move(conn, payment, domain.Status.FAILED, code=result.code, reason=result.reason, terms=terms)
-            await _tell(conn, delivery, domain.failed(payment))
-        else:
-            payment = await queries.move(conn, payment, domain.Status.VOIDED, code=result.code, reason=result.reason, terms=terms)
-            await _tell(conn, delivery, domain.voided(payment))
+            payment = await _note_capture(conn, payment, domain.Status.CAPTURED, result, terms, told_id=told_id)
+            await answers.publish(conn, delivery, domain.processed(payment, result), told_id)
+            return payment
+        is_declined = isinstance(result, domain.Declined) and payment.cancel_requested_at is None
+        status = domain.Status.FAILED if is_declined else domain.Status.VOIDED
+        payment = await queries.move(conn, payment, status, code=result.code, reason=result.reason, told_id=told_id, terms=terms)
+        await answers.publish(conn, delivery, domain.failed(payment) if is_declined else domain.voided(payment), told_id)
         return payment
 
     return await db.grouped(pool, known.saga_id, write, bulk=_capture_of(known, result, delivery, terms))
@@ -175,7 +157,7 @@ def _capture_of(
     """Say how a payment is noted together with others: one that was charged what was asked, for the message that asked."""
     if not isinstance(result, domain.Captured) or result.amount != known.amount or delivery is None:
         return None
-    told = outbox.row(domain.processed(_captured(known, result), result), source=SOURCE, causation_id=str(delivery.message_id))
+    told = outbox.row(domain.processed(_captured(known, result), result), source=answers.SOURCE, causation_id=str(delivery.message_id))
     capture = queries.Capture(
         payment=known, captured=result, inbox_id=delivery.message_id, inbox_type=delivery.type, told=told, terms=terms
     )
@@ -192,76 +174,20 @@ def _captured(known: domain.Payment, result: domain.Captured) -> domain.Payment:
 
 
 async def _note_capture(
-    conn: db.Connection, payment: domain.Payment, status: domain.Status, captured: domain.Captured, terms: domain.Terms
-) -> domain.Payment:
-    if captured.amount != payment.amount:
-        telemetry.log.error("payment.other_amount", order_id=payment.order_id, asked=str(payment.amount), taken=str(captured.amount))
-    moved = await queries.move(conn, payment, status, transaction_id=captured.transaction_id, terms=terms)
-    await queries.enter(conn, moved, "capture", captured)
-    return moved
-
-
-async def give_back(
-    pool: db.Pool,
-    psp: provider.Provider,
+    conn: db.Connection,
     payment: domain.Payment,
-    delivery: consuming.Delivery | None,
+    status: domain.Status,
+    captured: domain.Captured,
     terms: domain.Terms,
     *,
-    fresh: bool,
-) -> None:
-    """Refund a payment that is `refunding`, and tell of it; safe to repeat. `fresh`: nobody has tried before.
-
-    Raises:
-        TransientError: the outcome is not known yet; it is repeated with the same key.
-
-    """
-    async with db.connection(pool) as conn:
-        captured = await queries.find_movement(conn, payment, "capture")
-    outcome = await _refund(psp, payment, captured, fresh=fresh)
-    if isinstance(outcome, domain.Unknown):
-        raise errors.OutcomeUnknownError(outcome.cause)
-    await crashpoints.crashpoint("payment.after_refund")
-    async with db.transaction(pool) as conn:
-        payment = await queries.lock(conn, payment.order_id)
-        if delivery is not None:
-            await inbox.claim(conn, delivery.message_id, delivery.type)
-        if payment.status is not domain.Status.REFUNDING:
-            return
-        if isinstance(outcome, domain.Declined):
-            # the money is still here: a later command may try again
-            payment = await queries.move(conn, payment, domain.Status.CAPTURED, code=outcome.code, reason=outcome.reason, terms=terms)
-            await _tell(conn, delivery, domain.refund_failed(payment, captured, outcome))
-            return
-        if outcome.amount != captured.amount:
-            telemetry.log.error("payment.other_amount", order_id=payment.order_id, asked=str(captured.amount), given=str(outcome.amount))
-        payment = await queries.move(conn, payment, domain.Status.REFUNDED, terms=terms)
-        await queries.enter(conn, payment, "refund", outcome)
-        await _tell(conn, delivery, domain.refunded(payment, outcome))
-
-
-async def _refund(
-    psp: provider.Provider, payment: domain.Payment, captured: domain.Movement, *, fresh: bool
-) -> domain.Refunded | domain.Declined | domain.Unknown:
-    """Find the refund of an earlier call, or ask for one; a provider that forgets its keys refuses what it has done already."""
-    found = None if fresh else await _gone_back(psp, payment, captured)
-    if found is not None:
-        return found
-    outcome = await psp.refund(
-        key=domain.refund_key(payment.saga_id),
-        reference=payment.saga_id,
-        charge_id=captured.transaction_id,
-        amount=captured.amount,
-        currency=captured.currency,
-    )
-    if isinstance(outcome, domain.Refunded):
-        return outcome
-    return await _gone_back(psp, payment, captured) or outcome
-
-
-async def _gone_back(psp: provider.Provider, payment: domain.Payment, captured: domain.Movement) -> domain.Refunded | None:
-    charges = [charge for charge in await psp.find(payment.saga_id) if charge.transaction_id == captured.transaction_id]
-    return domain.gone_back(charges[0]) if charges else None
+    told_id: UUID | None = None,
+) -> domain.Payment:
+    amount = captured.amount if domain.is_placeholder(payment) else None  # the order's amount was not known
+    if amount is None and captured.amount != payment.amount:
+        telemetry.log.error("payment.other_amount", order_id=payment.order_id, asked=str(payment.amount), taken=str(captured.amount))
+    moved = await queries.move(conn, payment, status, transaction_id=captured.transaction_id, amount=amount, told_id=told_id, terms=terms)
+    await queries.enter(conn, moved, "capture", captured)
+    return moved
 
 
 async def _answer(conn: db.Connection, delivery: consuming.Delivery, payment: domain.Payment, terms: domain.Terms) -> None:
@@ -271,10 +197,6 @@ async def _answer(conn: db.Connection, delivery: consuming.Delivery, payment: do
     elif payment.status is domain.Status.REFUNDING:
         return
     elif payment.status is domain.Status.REFUNDED:
-        await _tell(conn, delivery, domain.refunded(payment, await queries.find_movement(conn, payment, "refund")))
+        await answers.publish(conn, delivery, domain.refunded(payment, await queries.find_movement(conn, payment, "refund")))
     else:
-        await _tell(conn, delivery, domain.voided(payment))
-
-
-async def _tell(conn: db.Connection, delivery: consuming.Delivery | None, message: events.Message) -> None:
-    await outbox.add(conn, message, source=SOURCE, causation_id=str(delivery.message_id) if delivery else None)
+        await answers.publish(conn, delivery, domain.voided(payment))

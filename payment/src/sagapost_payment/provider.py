@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from decimal import Decimal
-from typing import Final, Protocol
+from typing import Annotated, Final, Protocol
 from uuid import UUID
 
 import aiohttp
@@ -20,11 +20,25 @@ CONNECT_TIMEOUT_S: Final = 3
 LOOKUP_TIMEOUT_S: Final = 5  # with one call before it still inside the drain of a stopping process
 # statuses by which a provider refuses this very request; anything else tells nothing about the money
 _REFUSALS: Final = frozenset({400, 402, 404, 410, 422})
+_REPLAYED: Final = "Idempotent-Replayed"
 _OUR_FAULT: Final = frozenset({401, 403, 405})
 
 
 class Provider(Protocol):
-    """A payment provider that honours idempotency keys and can be asked by our own reference."""
+    """A payment provider that honours idempotency keys and can be asked by our own reference.
+
+    What a key must mean: two calls with one key and one body have one effect, at least while the order may be paid and its refund is
+    asked for; while one of them is under way, the other waits or is refused. A provider may forget a key later; payment then
+    finds what was done by reference.
+
+    What a key need not mean: that a later call is tried anew. A provider may keep the first answer under a key for a day, an error
+    included, as Stripe does. Payment goes on to the next generation of the key (`cap:{saga_id}`, `cap:{saga_id}:2`, …; `ref:…` and
+    `dup:…` likewise) when the error is a kept one and, after it, `find` said that nothing was done. An error is a kept one when the
+    answer has the header `Idempotent-Replayed: true`, or when `domain.KEPT_AFTER` calls under the key were answered with a server error.
+    A call without an answer never leads to a new key: it may still be under way.
+
+    What `find` must mean: what was done by a call that has been answered is found at once; by one without an answer, within a day.
+    """
 
     async def charge(
         self, *, key: str, reference: UUID, amount: Decimal, currency: str, payment_method: str
@@ -38,7 +52,7 @@ class Provider(Protocol):
         ...
 
     async def find(self, reference: UUID) -> list[domain.Captured]:
-        """Ask for the charges made under a reference, the oldest first, with their refunds; two mean that the provider forgot a key.
+        """Return the charges made under a reference, the oldest first, with their refunds; two mean that the provider forgot a key.
 
         Raises:
             errors.ProviderUnavailableError: there is no answer, which says nothing about the charge.
@@ -58,8 +72,12 @@ class Provider(Protocol):
         ...
 
 
+# what our columns and the messages about it take; an answer with another name cannot be read
+_Name = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00]+\Z", max_length=255)]
+
+
 class _Refund(msgspec.Struct, frozen=True, kw_only=True):
-    refund_id: str
+    refund_id: _Name
     reference: str
     amount: Decimal
     currency: str
@@ -67,7 +85,7 @@ class _Refund(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Charge(msgspec.Struct, frozen=True, kw_only=True):
-    charge_id: str
+    charge_id: _Name
     reference: str
     amount: Decimal
     currency: str
@@ -99,6 +117,7 @@ _UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True):
     status: int
     body: bytes
+    is_replayed: bool
 
 
 def longest_s(timeout_s: float) -> float:
@@ -153,7 +172,9 @@ class HttpProvider:
         """Ask for the charges made under a reference; see the Protocol."""
         try:
             params = {"reference": str(reference)}
-            async with self._session.get("/v1/charges", params=params, timeout=self._lookup_timeout, headers=_headers()) as response:
+            async with self._session.get(
+                "/v1/charges", params=params, timeout=self._lookup_timeout, headers=_headers(), allow_redirects=False
+            ) as response:
                 answer = await _read(response)
             if answer.status != 200:
                 raise errors.ProviderUnavailableError(f"the look-up was answered with {answer.status}")
@@ -178,7 +199,10 @@ class HttpProvider:
         if answer.status in _OUR_FAULT:
             raise errors.ProviderUnavailableError(f"the provider does not let us in: {answer.status}")
         if answer.status >= 300 and answer.status not in _REFUSALS:
-            return domain.Unknown(cause=f"answered with {answer.status}", unanswered=False)
+            is_error = answer.status >= 500
+            return domain.Unknown(
+                cause=f"answered with {answer.status}", unanswered=False, is_error=is_error, is_kept=is_error and answer.is_replayed
+            )
         return answer
 
 
@@ -193,7 +217,8 @@ async def _read(response: aiohttp.ClientResponse) -> _Answer:
         body += chunk
         if len(body) > MAX_ANSWER_BYTES:
             raise ValueError(f"longer than {MAX_ANSWER_BYTES} bytes")
-    return _Answer(status=response.status, body=bytes(body))
+    is_replayed = response.headers.get(_REPLAYED, "").lower() == "true"
+    return _Answer(status=response.status, body=bytes(body), is_replayed=is_replayed)
 
 
 def _same(theirs: str, ours: UUID) -> None:
@@ -221,7 +246,11 @@ def _refusal(answer: _Answer) -> domain.Declined | domain.Unknown:
     if refusal.code.startswith("idempotency_key"):
         # about the key, not about the money: an earlier call under it may well have charged
         return domain.Unknown(cause=f"answered with {refusal.code}", unanswered=True)
-    return domain.Declined(code=refusal.code[:100], reason=refusal.message[:500])
+    return domain.Declined(code=_text(refusal.code, 100), reason=_text(refusal.message, 500))
+
+
+def _text(theirs: str, length: int) -> str:
+    return theirs.replace("\0", "")[:length]
 
 
 def _unreadable(answer: _Answer, exc: Exception) -> domain.Unknown:

@@ -8,7 +8,7 @@ from typing import Final
 import prometheus_client
 
 from sagapost_chassis import db, telemetry
-from sagapost_payment import domain, errors, handlers, provider, queries
+from sagapost_payment import charging, domain, errors, handlers, provider, queries, refunding
 
 BATCH: Final = 8
 
@@ -32,13 +32,13 @@ async def look(pool: db.Pool, psp: provider.Provider, payment: domain.Payment, t
     LOOKS.labels(payment.status.value).inc()
     async with _claimed(terms):
         if payment.status is domain.Status.PROCESSING:
-            result = await handlers.capture(pool, psp, payment, terms, fresh=False)
+            result = await charging.capture(pool, psp, payment, terms, fresh=False)
             payment = await handlers.conclude(pool, payment, result, None, terms)
         elif payment.status is not domain.Status.REFUNDING:
             payment = await _reconcile(pool, psp, payment, terms)
     if payment.status is domain.Status.REFUNDING:
         async with _claimed(terms):  # again: becoming `refunding` has moved the next look on
-            await handlers.give_back(pool, psp, payment, None, terms, fresh=False)
+            await refunding.give_back(pool, psp, payment, None, terms, fresh=False)
 
 
 @contextlib.asynccontextmanager
@@ -67,7 +67,7 @@ async def _reconcile(pool: db.Pool, psp: provider.Provider, payment: domain.Paym
 async def _return_surplus(pool: db.Pool, psp: provider.Provider, payment: domain.Payment, charge: domain.Captured) -> None:
     """Give a charge that nobody asked for back, once, and note it; one that an earlier look gave back and did not note is only noted."""
     outcome = domain.gone_back(charge) or await psp.refund(
-        key=domain.duplicate_key(charge.transaction_id),
+        key=domain.key_of(domain.duplicate_key(charge.transaction_id), payment.refund_generation),
         reference=payment.saga_id,
         charge_id=charge.transaction_id,
         amount=domain.left_of(charge),
@@ -77,6 +77,7 @@ async def _return_surplus(pool: db.Pool, psp: provider.Provider, payment: domain
         cause = outcome.cause if isinstance(outcome, domain.Unknown) else outcome.code
         if isinstance(outcome, domain.Declined):
             telemetry.log.error("payment.surplus_kept", order_id=payment.order_id, surplus=charge.transaction_id, code=cause)
+        await _note_refusal(pool, payment, outcome)
         raise errors.OutcomeUnknownError(f"the surplus charge {charge.transaction_id} is not given back: {cause}")
     async with db.transaction(pool) as conn:
         is_new = await queries.note_duplicate(conn, payment, charge, outcome.transaction_id)
@@ -85,3 +86,12 @@ async def _return_surplus(pool: db.Pool, psp: provider.Provider, payment: domain
         telemetry.log.error(
             "payment.charged_twice", order_id=payment.order_id, surplus=charge.transaction_id, refund=outcome.transaction_id
         )
+
+
+async def _note_refusal(pool: db.Pool, payment: domain.Payment, outcome: domain.Declined | domain.Unknown) -> None:
+    """Let the next look use the next key when the provider may keep this answer under it: each look begins with a look-up."""
+    async with db.transaction(pool) as conn:
+        if isinstance(outcome, domain.Declined) or (
+            outcome.is_error and domain.is_kept(outcome, await queries.note_refund_error(conn, payment))
+        ):
+            await queries.next_refund_key(conn, payment)

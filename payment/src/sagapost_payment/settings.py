@@ -8,6 +8,7 @@ class Settings(settings.Common, frozen=True, kw_only=True):
     """One field per SAGAPOST_ variable; `provider_attempts` is how many calls may stay unanswered before we give up.
 
     `look_s`: seconds after which a payment that should have moved on is looked at again. `retry_delays_s`: see ladder.parse.
+    `max_clock_skew_s`: by how much the clocks of order and payment may differ before readiness shows it.
     """
 
     port: int = 8002
@@ -17,6 +18,7 @@ class Settings(settings.Common, frozen=True, kw_only=True):
     provider_timeout_s: float = 10
     provider_attempts: int = 3
     look_s: float = 60
+    max_clock_skew_s: float = 10
     retry_delays_s: str = consumer.RETRY_DELAYS_S
 
     def __post_init__(self) -> None:
@@ -24,6 +26,8 @@ class Settings(settings.Common, frozen=True, kw_only=True):
         super().__post_init__()
         if self.provider_timeout_s <= 0 or self.provider_attempts < 1 or self.look_s <= 0:
             raise ValueError("PROVIDER_TIMEOUT_S and LOOK_S must be above 0 and PROVIDER_ATTEMPTS at least 1")
+        if self.max_clock_skew_s <= 0:
+            raise ValueError("MAX_CLOCK_SKEW_S must be above 0")
         ladder.parse(self.retry_delays_s)
 
     def terms(self) -> domain.Terms:

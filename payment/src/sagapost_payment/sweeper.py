@@ -7,7 +7,7 @@ from typing import Final
 import prometheus_client
 
 from sagapost_chassis import db, telemetry
-from sagapost_payment import domain, provider, queries, recovery
+from sagapost_payment import clock, domain, provider, queries, recovery
 
 _LOOKS_S: Final = 1.0
 _GAUGES_S: Final = 10.0
@@ -16,11 +16,11 @@ OPEN: Final = prometheus_client.Gauge("sagapost_payments_open", "Payments whose 
 OLDEST: Final = prometheus_client.Gauge("sagapost_payment_oldest_open_seconds", "Age of the oldest payment in a status", ["status"])
 
 
-async def run(pool: db.Pool, psp: provider.Provider, stop: asyncio.Event, terms: domain.Terms) -> None:
+async def run(pool: db.Pool, psp: provider.Provider, stop: asyncio.Event, terms: domain.Terms, skew: clock.Skew) -> None:
     """Look until `stop` is set; each replica does, and what one has claimed the others leave alone."""
     async with asyncio.TaskGroup() as group:
         group.create_task(_looks(pool, psp, stop, terms))
-        group.create_task(_gauges(pool, stop))
+        group.create_task(_gauges(pool, stop, skew))
 
 
 async def _looks(pool: db.Pool, psp: provider.Provider, stop: asyncio.Event, terms: domain.Terms) -> None:
@@ -42,10 +42,11 @@ async def _look(pool: db.Pool, psp: provider.Provider, payment: domain.Payment, 
         telemetry.log.warning("payment.look_failed", order_id=payment.order_id, reason=f"{type(exc).__name__}: {telemetry.first_line(exc)}")
 
 
-async def _gauges(pool: db.Pool, stop: asyncio.Event) -> None:
+async def _gauges(pool: db.Pool, stop: asyncio.Event, skew: clock.Skew) -> None:
     while not stop.is_set():
         try:
             async with db.connection(pool) as conn:
+                skew.set_clock(await queries.clock(conn))
                 found = await queries.unfinished(conn)
         except Exception as exc:  # top of the loop: the next time will tell
             telemetry.log.warning("gauges.not_measured", reason=f"{type(exc).__name__}: {telemetry.first_line(exc)}")

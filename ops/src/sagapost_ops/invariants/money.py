@@ -72,17 +72,17 @@ def payments_match_orders(found: evidence.Evidence, _: Expectations) -> Outcome:
 
 def ledger_matches_status(found: evidence.Evidence, _: Expectations) -> Outcome:
     """Check that our ledger holds exactly what each payment's status stands for, at most one line of a kind."""
-    lines = Counter((entry.order_id, entry.kind) for entry in found.ledger)
+    lines = Counter((entry.saga_id, entry.kind) for entry in found.ledger)
     violations: list[str] = []
     for payment in found.payments:
-        booked = lines[payment.order_id, "capture"], lines[payment.order_id, "refund"]
+        booked = lines[payment.saga_id, "capture"], lines[payment.saga_id, "refund"]
         if booked != _BOOKED.get(payment.status):
             violations.append(f"payment of order {payment.order_id} is {payment.status} with {booked[0]} captures and {booked[1]} refunds")
-    charges = {payment.order_id: payment.transaction_id for payment in found.payments}
+    charges = {payment.saga_id: payment.transaction_id for payment in found.payments}
     violations.extend(
-        f"payment of order {entry.order_id} is charge {charges[entry.order_id]}, its ledger says {entry.transaction_id}"
+        f"payment of order {entry.order_id} is charge {charges[entry.saga_id]}, its ledger says {entry.transaction_id}"
         for entry in found.ledger
-        if entry.kind == "capture" and entry.transaction_id != charges[entry.order_id]
+        if entry.kind == "capture" and entry.transaction_id != charges[entry.saga_id]
     )
     return outcome(len(found.payments), violations)
 

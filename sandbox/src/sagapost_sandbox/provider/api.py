@@ -103,4 +103,5 @@ def _refusal(_: Request, exc: errors.ProviderError) -> Answer:
 
 def _error(exc: errors.ProviderError) -> Answer:
     body = wire.Refused(error=wire.Refusal(code=exc.code, message=exc.message))
-    return litestar.Response(msgspec.json.encode(body), status_code=exc.status, media_type=_JSON)
+    headers = {"Idempotent-Replayed": "true"} if exc.replayed else None
+    return litestar.Response(msgspec.json.encode(body), status_code=exc.status, media_type=_JSON, headers=headers)

@@ -12,7 +12,7 @@ import msgspec
 from sagapost_sandbox.provider import books, errors, tokens, wire
 
 _RATE_STEPS: Final = 1_000_000
-MAX_FLAKY_KEYS: Final = 10_000
+MAX_FLAKY: Final = 10_000
 
 Gone = Callable[[], Awaitable[object]]
 Answer = wire.Charge | wire.Refund
@@ -35,6 +35,7 @@ class Desk:
         self._stop = stop
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._failed: dict[str, int] = {}
+        self._kept: dict[str, errors.ProviderError] = {}
 
     async def charge(self, request: wire.ChargeRequest, key: str, gone: Gone) -> Result:
         """Handle a charge as its token says; `gone` returns when the client has left.
@@ -46,14 +47,14 @@ class Desk:
         token = tokens.TOKENS.get(request.payment_method)
         if token is None:
             raise errors.RefusedError(400, "unknown_payment_method", "there is no such payment method")
-        await self._misbehave()
+        await self._misbehave(key)
         if token.hangs:
             await self._hang(gone)
         result = await self._once(key, books.fingerprint(request), lambda: self._charge_anew(request, key, token))
         if not result.replayed:
             await self._pause(token.answers_after_s)
             if token.error_after_charge:
-                raise errors.ProviderError(500, "internal_error", "something went wrong")
+                raise self._keep(key, errors.ProviderError(500, "internal_error", "something went wrong"))
         if self.behaviour.answered_amount is None:
             return result
         return msgspec.structs.replace(result, answer=msgspec.structs.replace(result.answer, amount=self.behaviour.answered_amount))
@@ -65,13 +66,13 @@ class Desk:
             ProviderError: a refusal, or trouble that the behaviour asks for.
 
         """
-        await self._misbehave()
+        await self._misbehave(key)
 
         async def anew() -> Answer:
-            self._fail_first(key, self.behaviour.refund_failures)
+            self._fail_first(f"refund:{request.reference}", self.behaviour.refund_failures)
             await self._pause(self._usual_delay_s())
             if self.behaviour.refund_declined is not None:
-                # not remembered: the same key is to succeed when told otherwise
+                # not remembered unless errors are kept: the same key is to succeed when told otherwise
                 raise errors.RefusedError(422, self.behaviour.refund_declined, "The refund was declined.")
             return await self.books.refund(request, key, unchecked=self.behaviour.refunds_unchecked)
 
@@ -90,7 +91,8 @@ class Desk:
 
     async def _charge_anew(self, request: wire.ChargeRequest, key: str, token: tokens.Token) -> Answer:
         books.amount_of(request)
-        self._fail_first(key, token.failures_first)
+        # the faults of a key, or, where a key has only one answer, those of all keys together
+        self._fail_first(request.reference if self.behaviour.keep_errors is True else key, token.failures_first)
         await self._pause(self._usual_delay_s() + token.takes_s)
         if token.declined is not None:
             code, message = token.declined
@@ -101,14 +103,26 @@ class Desk:
     async def _once(self, key: str, fingerprint: str, anew: Callable[[], Awaitable[Answer]]) -> Result:
         """Let one request of a key through at a time; the ones behind it get its answer."""
         async with self._turn(key):
+            kept = None if self.behaviour.ignore_idempotency_keys else self._kept.get(key)
+            if kept is not None:
+                raise errors.ProviderError(kept.status, kept.code, kept.message, replayed=True)
             known = None if self.behaviour.ignore_idempotency_keys else self.books.remembered(key)
             if known is None:
-                return Result(answer=await anew())
+                try:
+                    return Result(answer=await anew())
+                except errors.ProviderError as exc:
+                    raise self._keep(key, exc) from exc.__cause__
             if known.fingerprint != fingerprint:
                 raise errors.RefusedError(422, "idempotency_key_reused", "this Idempotency-Key came with another body before")
             if isinstance(known.answer, wire.Refusal):
                 raise errors.RefusedError(402, known.answer.code, known.answer.message)
             return Result(answer=known.answer, replayed=True)
+
+    def _keep(self, key: str, exc: errors.ProviderError) -> errors.ProviderError:
+        """Return an error, and keep it under its key when the behaviour says so."""
+        if self.behaviour.keep_errors is True:
+            self._kept[key] = exc
+        return exc
 
     @contextlib.asynccontextmanager
     async def _turn(self, key: str) -> AsyncGenerator[None]:
@@ -121,18 +135,18 @@ class Desk:
         async with lock:
             yield
 
-    async def _misbehave(self) -> None:
+    async def _misbehave(self, key: str) -> None:
         if self.behaviour.down:
             raise _down()
         if secrets.randbelow(_RATE_STEPS) < self.behaviour.failure_rate * _RATE_STEPS:
-            raise errors.UnavailableError("try_again", "a passing fault; try again")
+            raise self._keep(key, errors.UnavailableError("try_again", "a passing fault; try again"))
 
-    def _fail_first(self, key: str, failures: int) -> None:
-        failed = self._failed.get(key, 0)
+    def _fail_first(self, purpose: str, failures: int) -> None:
+        failed = self._failed.get(purpose, 0)
         if failed < failures:
-            if len(self._failed) >= MAX_FLAKY_KEYS:
+            if len(self._failed) >= MAX_FLAKY:
                 self._failed.pop(next(iter(self._failed)))
-            self._failed[key] = failed + 1
+            self._failed[purpose] = failed + 1
             raise errors.UnavailableError("try_again", "a passing fault; try again")
 
     async def _hang(self, gone: Gone) -> None:

@@ -7,10 +7,11 @@ ProviderError          becomes {"error": {"code", "message"}} with its status
 
 
 class ProviderError(Exception):
-    """A refusal with an HTTP status and a code."""
+    """A refusal with an HTTP status and a code; `replayed`: the answer that is kept under the key."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, *, replayed: bool = False) -> None:
         super().__init__(message)
+        self.replayed = replayed
         self.status = status
         self.code = code
         self.message = message

@@ -108,9 +108,11 @@ class Declined(msgspec.Struct, frozen=True, kw_only=True):
 class Behaviour(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How it misbehaves with every request; a field that is left out goes back to what it was at the start.
 
-    `refund_failures`: how often a refund under one key is answered with 503 before it goes through; `refund_declined`: the code
+    `refund_failures`: how often the refunds of one reference are answered with 503 before it goes through; `refund_declined`: the code
     with which every refund is refused until told otherwise; `refunds_unchecked`: more may be given back than was charged;
-    `charged_amount`: what every charge takes, and says that it took; `answered_amount`: what it says, whatever it took.
+    `charged_amount`: what every charge takes, and says that it took; `answered_amount`: what it says, whatever it took;
+    `keep_errors`: the first answer under a key is kept, an error included, and repeated for as long as the process lives (not shown
+    while it is left out).
     """
 
     delay_s: float | None = None
@@ -122,3 +124,4 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     refunds_unchecked: bool = False
     charged_amount: Decimal | None = None
     answered_amount: Decimal | None = None
+    keep_errors: bool | msgspec.UnsetType = msgspec.UNSET
