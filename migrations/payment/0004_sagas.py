@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "payment_0003"
-down_revision = "payment_0002"
+revision = "payment_0004"
+down_revision = "payment_0003"
 
 # The version before writes the ledger without a saga while a deployment rolls: the trigger adds it. It does nothing for this version,
 # and goes with the first migration after which that version is no longer supported.
