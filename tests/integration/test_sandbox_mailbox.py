@@ -93,7 +93,21 @@ def test_the_pages_escape_what_a_mail_says(mailbox: services.Service, client: ht
     assert SCRIPT not in mail.text
     assert "&lt;script&gt;" in index.text
     assert "sandbox" in view.headers["Content-Security-Policy"]
-    assert 'http-equiv="refresh"' in index.text
+    assert all("<main>" in page.text and "Sagapost" in page.text for page in (index, mail))
+    assert "http-equiv" not in index.text  # a page that reloads itself takes away what somebody is reading
+
+
+def test_the_list_can_be_searched(mailbox: services.Service, client: httpx.Client) -> None:
+    """An order's number, an address or a part of the Message-ID finds the mail; what was searched for is text in the page."""
+    first, second = somebody(), somebody()
+    send(mailbox, compose(first, "Your receipt for order 777001"))
+    send(mailbox, compose(second, "Your receipt for order 777002"))
+
+    by_order, by_address, nothing = (client.get("/", params={"q": text}).text for text in ("order 777001", second.upper(), "<b>no"))
+
+    assert (first in by_order, second in by_order) == (True, False)
+    assert (first in by_address, second in by_address) == (False, True)
+    assert "&lt;b&gt;no" in nothing
 
 
 def test_accepting_takes_the_delay_without_holding_up_others(mailbox: services.Service, client: httpx.Client) -> None:

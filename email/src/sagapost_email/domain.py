@@ -27,6 +27,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     transaction_id: str | None = None
 
 
+class Claim(msgspec.Struct, kw_only=True):
+    """One try to send a mail; `fresh`: send it, otherwise it was accepted before. `in_doubt`: the server has it and has not answered."""
+
+    fresh: bool
+    in_doubt: bool = False
+
+
 class Content(msgspec.Struct, frozen=True, kw_only=True):
     """The words of one mail, in both forms."""
 

@@ -2,12 +2,21 @@
 
 FailureError
 ├── TransientError
-│   ├── MailServerUnavailableError   no conversation, or one that broke off
+│   ├── MailServerUnavailableError   no conversation with the mail server, or it broke off before the mail was handed over
+│   ├── MailInDoubtError             the conversation broke behind the final dot: the mail was probably taken
 │   ├── MailDeferredError            the server said 4xx: not before minutes have passed
-│   └── SendingNowError              another delivery of the same message is at it
+│   ├── SendingNowError              another delivery is sending the same mail
+│   ├── MemoryUnavailableError       the memory of mails cannot be used
+│   ├── OrderUnavailableError        the order service did not say whether the receipt may go out
+│   ├── UnknownSagaError             the order service has no such saga
+│   └── TooManyMailsError            the recipient had as many mails in this hour as one may have
+├── DomainError
+│   └── NotWantedError               the order service says that the receipt must not go out (never leaves the handler)
 └── PermanentError
     ├── MailRefusedError             the server said 5xx: this mail will never be taken
     └── UnknownTemplateError         a command asks for a mail that there is not
+
+Of the transient ones only MailDeferredError and UnknownSagaError are about this mail and cost its message an attempt.
 """
 
 from sagapost_chassis import errors
@@ -16,9 +25,17 @@ DEFERRED_DELAY_S = 60
 
 
 class MailServerUnavailableError(errors.TransientError):
-    """Nobody to talk to, or silence in the middle; whether the mail was taken is not known."""
+    """There is no conversation, or it broke off before the server had the mail."""
 
-    code = "unreachable"
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, counted=False)
+
+
+class MailInDoubtError(errors.TransientError):
+    """The conversation broke behind the final dot: the mail was probably taken, and a second copy has to wait `delay_s` seconds."""
+
+    def __init__(self, detail: str, *, delay_s: float = 0) -> None:
+        super().__init__(detail, delay_s=delay_s, counted=False)
 
 
 class MailDeferredError(errors.TransientError):
@@ -26,11 +43,48 @@ class MailDeferredError(errors.TransientError):
 
     def __init__(self, reply_code: int, text: str) -> None:
         super().__init__(f"{reply_code} {text}", delay_s=DEFERRED_DELAY_S)
+        self.reply_code = reply_code
         self.code = f"smtp_{reply_code}"
 
 
 class SendingNowError(errors.TransientError):
-    """Another delivery of the same message is sending the mail."""
+    """Another delivery, in this process or in another, is sending the mail."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, counted=False)
+
+
+class MemoryUnavailableError(errors.TransientError):
+    """The memory of mails cannot be read or written now."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, counted=False)
+
+
+class OrderUnavailableError(errors.TransientError):
+    """The order service did not say whether the receipt may go out."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, counted=False)
+
+
+class TooManyMailsError(errors.TransientError):
+    """The recipient had as many mails in the last hour as one may have."""
+
+    def __init__(self, detail: str, *, delay_s: float) -> None:
+        super().__init__(detail, delay_s=delay_s, counted=False)
+
+
+class NotWantedError(errors.DomainError):
+    """The receipt must not go out: the order no longer stands, or the receipt was reported already."""
+
+    def __init__(self, state: str) -> None:
+        super().__init__(f"the order service does not want it sent: the saga is {state}")
+        self.state = state
+
+
+class UnknownSagaError(errors.TransientError):
+    """The order service has no such saga, or is of a version that cannot be asked: nobody knows whether the order stands."""
 
 
 class MailRefusedError(errors.PermanentError):

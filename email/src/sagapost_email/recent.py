@@ -1,111 +1,192 @@
-"""The mails that were accepted lately, by a name of their own; it must not know what a mail is.
+"""The mails that are under way or were accepted lately, by a name of their own; it must not know what a mail is.
 
-Email has no database. A relay that was killed before its checkpoint publishes again, the same message comes twice, and a
-saga that has not heard of its receipt in time asks for it again: this memory keeps the second mail from going out. With a
-folder it outlives the process, and the processes of one machine that share the folder share the memory. What slips through
-(a death between the server's 250 and the note, replicas elsewhere) is counted and bounded, for e-mail is at least once.
+A mail is claimed before its conversation with the mail server begins and stored as accepted after the server's 250. A repeated message,
+in this process or in another one on the same folder, waits for the end of a mail that is under way and then learns what became of it.
 """
 
-from collections import OrderedDict
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
-from typing import Final
+import asyncio
+import hashlib
+import itertools
+import pathlib
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Final, Self
 
-from sagapost_chassis import settings, telemetry
-from sagapost_email import errors
+from sagapost_chassis import telemetry
+from sagapost_email import domain, errors, queries, store
 
-SIZE: Final = 100_000  # some 20 MB
-_DAY: Final = timedelta(days=1)
-
-
-class Journal:
-    """A file for each day (UTC) with a line for each accepted mail; only today's and yesterday's are kept and read.
-
-    A line is one write to the page cache: it survives the death of the process, not of the machine.
-
-    Raises:
-        settings.CannotStartError: the folder cannot be made or written to.
-
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._read: dict[date, int] = {}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file(_today()).open("ab").close()
-            for file in folder.glob("accepted-*.txt"):
-                if file.name < self._file(_today() - _DAY).name:
-                    file.unlink(missing_ok=True)
-        except OSError as exc:
-            raise settings.CannotStartError(f"SAGAPOST_MAIL_MEMORY: {folder} cannot be used: {exc.strerror}") from exc
-
-    def add(self, mail_id: str) -> None:
-        """Note an accepted mail. It cannot be taken back, so that a note that fails is logged and nothing else."""
-        try:
-            with self._file(_today()).open("ab", buffering=0) as file:
-                file.write(f"{mail_id}\n".encode())
-        except OSError as exc:
-            telemetry.log.error("mail.not_noted", reason=str(exc.strerror))
-
-    def news(self) -> Iterator[str]:
-        """Give what has been noted since the last call, by whomever."""
-        today = _today()
-        for day in (today - _DAY, today):
-            begin = self._read.get(day, 0)
-            with suppress(OSError):
-                if self._file(day).stat().st_size > begin:
-                    with self._file(day).open("rb") as file:
-                        file.seek(begin)
-                        found = file.read()
-                    end = found.rfind(b"\n") + 1  # whatever stands behind it is still being written
-                    self._read[day] = begin + end
-                    yield from found[:end].decode(errors="replace").split()
-
-    def _file(self, day: date) -> Path:
-        return self._folder / f"accepted-{day:%Y%m%d}.txt"
+KEPT_S: Final = 2 * 86_400.0
+WAIT_S: Final = 30.0  # for the end of a mail that is under way; then the message goes back to the broker for a while
+DOUBT_S: Final = 600.0
+PATIENCE_S: Final = 30.0
+_BATCH: Final = 100
+_FIRST_POLL_S: Final = 0.05
+_LONGEST_POLL_S: Final = 0.5
 
 
 class Recent:
-    """Remembers the last `size` mails that were accepted, in the process, and in a journal if there is one."""
+    """Remembers mails for two days: in `folder`, with all processes of this host that use it, or without one in this process.
 
-    def __init__(self, size: int = SIZE, journal: Journal | None = None) -> None:
-        self._size = size
-        self._journal = journal
-        self._accepted: OrderedDict[str, None] = OrderedDict()
-        self._under_way: set[str] = set()
+    `doubt_s`: the wait before a second copy of a mail that was probably taken. `limit`: mails to one recipient in an hour, 0: any number.
+    When the folder cannot be written for `patience_s` seconds, mails are sent all the same, each at most once by this process.
+    `stop` ends all waits.
+    """
 
-    @contextmanager
-    def sending(self, mail_id: str) -> Generator[bool]:
-        """Give False when the mail was accepted before, otherwise True: the block sends, and ends when it is accepted.
+    def __init__(
+        self,
+        folder: pathlib.Path | None = None,
+        *,
+        doubt_s: float = DOUBT_S,
+        patience_s: float = PATIENCE_S,
+        limit: int = 0,
+        stop: asyncio.Event | None = None,
+    ) -> None:
+        self._store = store.Store(folder)
+        self._doubt_s = doubt_s
+        self._patience_s = patience_s
+        self._limit = limit
+        self._stop = stop or asyncio.Event()
+        self._under_way: dict[str, asyncio.Event] = {}
+        self._unwritten: dict[str, queries.End] = {}  # how mails ended, as far as the store does not know it yet
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        left = -1
+        while self._unwritten and len(self._unwritten) != left:
+            left = len(self._unwritten)
+            await self._write()
+        await self._store.close()
+
+    async def check(self) -> bool:
+        """Return whether the last write to the store succeeded."""
+        return self._store.away_s() == 0
+
+    @asynccontextmanager
+    async def sending(self, mail_id: str, recipient: str = "") -> AsyncGenerator[domain.Claim]:
+        """Claim a mail for the block, which sends it if the claim is fresh, and ends without an exception when the server has accepted it.
 
         Raises:
-            SendingNowError: somebody else is in the block with this mail.
+            SendingNowError: somebody else is still at it.
+            MailInDoubtError: it was probably taken, and it is too early for a second copy.
+            MemoryUnavailableError: the store cannot be used, for less than the patience so far.
+            TooManyMailsError: the recipient had as many in this hour as may be.
 
         """
-        for noted in self._journal.news() if self._journal else ():
-            self._remember(noted)
-        if mail_id in self._accepted:
-            yield False
+        if not await self._claimed(mail_id, _digest(recipient) if self._limit else None):
+            yield domain.Claim(fresh=False)
             return
-        if mail_id in self._under_way:
-            raise errors.SendingNowError(f"{mail_id} is being sent already")
-        self._under_way.add(mail_id)
+        claim = domain.Claim(fresh=True)
         try:
-            yield True
+            yield claim
+        except errors.MailInDoubtError as exc:
+            await self._end(mail_id, "doubtful")
+            raise errors.MailInDoubtError(str(exc), delay_s=self._doubt_s) from exc
+        except BaseException:
+            await self._end(mail_id, "doubtful" if claim.in_doubt else "released")
+            raise
+        else:
+            await self._end(mail_id, "accepted")
         finally:
-            self._under_way.discard(mail_id)
-        if self._journal:
-            self._journal.add(mail_id)
-        self._remember(mail_id)
+            self._under_way.pop(mail_id).set()
 
-    def _remember(self, mail_id: str) -> None:
-        self._accepted[mail_id] = None
-        if len(self._accepted) > self._size:
-            self._accepted.popitem(last=False)
+    async def _claimed(self, mail_id: str, recipient: str | None) -> bool:
+        """Return True when this call holds the claim, False when the mail was accepted; wait while somebody else sends it."""
+        deadline, poll_s = time.monotonic() + WAIT_S, _FIRST_POLL_S
+        while True:
+            if (other := self._under_way.get(mail_id)) is not None:
+                await self._pause(mail_id, other, deadline, WAIT_S)
+                continue
+            event = self._under_way[mail_id] = asyncio.Event()
+            kind = ""
+            try:
+                verdict = await self._ask(mail_id, recipient)
+                kind = verdict.kind
+            finally:
+                if kind != "mine":
+                    self._under_way.pop(mail_id).set()
+            if kind != "busy":
+                return _require(mail_id, verdict)
+            await self._pause(mail_id, event, deadline, poll_s)
+            poll_s = min(2 * poll_s, _LONGEST_POLL_S)
+
+    async def _pause(self, mail_id: str, event: asyncio.Event, deadline: float, seconds: float) -> None:
+        """Wait for an event, or some seconds, or the end of this process."""
+        left_s = deadline - time.monotonic()
+        if self._stop.is_set() or left_s <= 0:
+            raise errors.SendingNowError(f"{mail_id} is being sent already")
+        waits = [asyncio.ensure_future(self._stop.wait())]
+        if not event.is_set():
+            waits.append(asyncio.ensure_future(event.wait()))
+        try:
+            await asyncio.wait(waits, timeout=min(left_s, seconds), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def _ask(self, mail_id: str, recipient: str | None) -> queries.Verdict:
+        now = time.time()
+        if (verdict := _remembered(self._unwritten.get(mail_id), now)) is not None:
+            return verdict
+
+        def who() -> queries.Claimant:
+            return queries.Claimant(mail_id=mail_id, holder=self._store.name, now=now, recipient=recipient, limit=self._limit)
+
+        try:
+            verdict = await self._store.run(lambda conn: queries.claim(conn, who(), self._store.alive))
+        except errors.MemoryUnavailableError as exc:
+            if self._store.away_s() < self._patience_s:
+                raise
+            telemetry.log.error("mail.memory_ignored", mail=mail_id, reason=str(exc))
+            try:  # a full disk can still be read
+                return await self._store.run(lambda conn: queries.look(conn, who(), self._store.alive), writes=False)
+            except errors.MemoryUnavailableError:
+                return queries.Verdict(kind="mine")
+        if self._unwritten:
+            await self._write()
+        return verdict
+
+    async def _end(self, mail_id: str, kind: queries.Ending) -> None:
+        """Note how a mail ended, here before anything else, and in the store; what that does not take is written with a later mail."""
+        self._unwritten[mail_id] = queries.End(mail_id=mail_id, kind=kind, at=time.time(), wait_s=self._doubt_s)
+        await self._write()
+
+    async def _write(self) -> None:
+        ends = list(itertools.islice(self._unwritten.values(), _BATCH))
+        try:
+            await self._store.run(lambda conn: queries.settle(conn, ends, holder=self._store.name, kept_s=KEPT_S))
+        except errors.MemoryUnavailableError:
+            self._forget_old()
+            return
+        for end in ends:
+            if self._unwritten.get(end.mail_id) is end:
+                del self._unwritten[end.mail_id]
+
+    def _forget_old(self) -> None:
+        oldest = time.time() - KEPT_S
+        for end in list(itertools.islice(self._unwritten.values(), _BATCH)):
+            if end.at < oldest:
+                del self._unwritten[end.mail_id]
 
 
-def _today() -> date:
-    return datetime.now(UTC).date()
+def _remembered(end: queries.End | None, now: float) -> queries.Verdict | None:
+    if end is None or end.kind == "released":
+        return None
+    if end.kind == "accepted":
+        return queries.Verdict(kind="accepted")
+    left_s = end.at + end.wait_s - now
+    return queries.Verdict(kind="doubtful", wait_s=left_s) if left_s > 0 else None
+
+
+def _require(mail_id: str, verdict: queries.Verdict) -> bool:
+    if verdict.kind == "doubtful":
+        raise errors.MailInDoubtError(f"{mail_id} was probably taken; a second copy has to wait", delay_s=verdict.wait_s)
+    if verdict.kind == "limited":
+        raise errors.TooManyMailsError("this recipient had as many mails in the last hour as one may have", delay_s=verdict.wait_s)
+    return verdict.kind == "mine"
+
+
+def _digest(recipient: str) -> str:
+    return hashlib.sha256(recipient.lower().encode()).hexdigest()

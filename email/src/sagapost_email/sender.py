@@ -1,8 +1,8 @@
 """Mails on the wire: builds MIME messages and hands them to the mail server over a few kept connections; knows no event."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.headerregistry import Address, BaseHeader, HeaderRegistry
 from email.message import EmailMessage
@@ -11,8 +11,9 @@ from typing import Final, Literal, Self
 
 import aiosmtplib
 
+from sagapost_chassis import errors as failures
 from sagapost_chassis import privacy, settings, tls
-from sagapost_email import domain, errors
+from sagapost_email import domain, errors, gate
 
 
 class _Headers(HeaderRegistry):
@@ -33,6 +34,13 @@ class _Headers(HeaderRegistry):
 # 998 is the limit of RFC 5322, section 2.1.1.
 _POLICY: Final = SMTP.clone(cte_type="7bit", max_line_length=998, header_factory=_Headers())
 _RECENTLY_S: Final = 10
+_IDLE_TIMEOUT_S: Final = 5.0  # an idle conversation that does not answer for so long is dead
+_GO_ON: Final = 354
+_ACCEPTED: Final = 250
+_CLOSING: Final = 421
+# a sequence of commands that the server lost track of, and authentication (RFC 4954): no other mail would fare better
+_NOT_ABOUT_THE_MAIL: Final = frozenset({503, 530, 534, 535, 538})
+_DOTS: Final = re.compile(rb"^\.", re.MULTILINE)
 
 
 def compose(request: domain.Request, content: domain.Content, *, mail_from: str, traceparent: str | None) -> EmailMessage:
@@ -70,8 +78,15 @@ class Security(settings.Discreet, frozen=True, kw_only=True):
     password: settings.Secret = ""
 
 
+class _EndedError(Exception):
+    """A kept conversation did not take this mail, which says nothing about the mail."""
+
+
 class Sender:
-    """At most `size` conversations with one mail server, kept open between mails; a command may take `timeout_s` seconds.
+    """At most `size` conversations with one mail server, kept open between mails.
+
+    A command may take `timeout_s` seconds, the answer behind the final dot `dot_timeout_s`: a server may be storing the mail, and whoever
+    hangs up then sends it again (RFC 5321, 4.5.3.2.6: 10 minutes).
 
     Raises:
         settings.CannotStartError: the CA's file cannot be used.
@@ -79,12 +94,22 @@ class Sender:
     """
 
     def __init__(
-        self, host: str, port: int, *, mail_from: str, size: int = 16, timeout_s: float = 30, security: Security | None = None
+        self,
+        host: str,
+        port: int,
+        *,
+        mail_from: str,
+        size: int = 16,
+        timeout_s: float = 30,
+        dot_timeout_s: float = 600,
+        security: Security | None = None,
     ) -> None:
+        self.gate = gate.Gate()
         self._host = host
         self._port = port
         self._mail_from = mail_from
         self._timeout_s = timeout_s
+        self._dot_timeout_s = dot_timeout_s
         self._security = security or Security()
         self._tls = None if self._security.mode == "off" else tls.context(self._security.ca_file, "SMTP_CA_FILE")
         self._slots = asyncio.Semaphore(size)
@@ -101,68 +126,96 @@ class Sender:
                 await smtp.quit(timeout=1)
             smtp.close()
 
-    async def send(self, message: EmailMessage, recipient: str) -> None:
+    async def send(self, message: EmailMessage, recipient: str, claim: domain.Claim | None = None) -> None:
         """Hand over one mail; returns after the server has said that it has it.
+
+        `claim.in_doubt` is true from the moment when the server has the whole mail until it has answered, also if this call is cancelled.
+        A kept conversation that fails before that moment, or ends with 421, is replaced by a new one at once.
 
         Raises:
             errors.MailDeferredError: the server said 4xx.
             errors.MailRefusedError: the server said 5xx.
-            errors.MailServerUnavailableError: no conversation; whether it has the mail is unknown when it broke off late.
+            errors.MailServerUnavailableError: no conversation, or it broke off before the server had the mail.
+            errors.MailInDoubtError: it broke off afterwards; the mail was probably taken.
 
         """
-        body = message.as_bytes()
-        async with self._conversation() as smtp:
-            try:
-                await smtp.sendmail(self._mail_from, [recipient], body)
-            except aiosmtplib.SMTPRecipientsRefused as exc:
-                raise _refusal(exc.recipients[0]) from exc
-            except aiosmtplib.SMTPResponseException as exc:
-                raise _refusal(exc) from exc
+        body, claim = _dotted(message.as_bytes()), claim or domain.Claim(fresh=True)
+        async with self._slots:
+            if (kept := await self._kept()) is not None:
+                with suppress(_EndedError):
+                    return await self._deliver(kept, recipient, body, claim, kept=True)
+            return await self._deliver(await self._open(), recipient, body, claim, kept=False)
 
     async def check(self) -> bool:
         """Tell whether the mail server answers."""
         if asyncio.get_running_loop().time() - self._answered_at > _RECENTLY_S:
-            async with self._conversation():
-                pass
+            async with self._slots:
+                self._keep(await self._kept() or await self._open())
         return True
 
-    @asynccontextmanager
-    async def _conversation(self) -> AsyncGenerator[aiosmtplib.SMTP]:
-        """Borrow a connection that has just answered; it goes back unless it broke."""
-        async with self._slots:
-            try:
-                smtp = await self._open()
-                self._answered_at = asyncio.get_running_loop().time()
-            except (aiosmtplib.SMTPException, OSError) as exc:
-                # a greeting or EHLO that is refused says nothing about this mail: it counts as no conversation
-                untrusted = tls.fault(exc, "mail server")
-                raise errors.MailServerUnavailableError(untrusted or f"{type(exc).__name__}: {exc}") from exc
-            try:
-                yield smtp
-            except (errors.MailDeferredError, errors.MailRefusedError):
-                self._keep(smtp)
-                raise
-            except (aiosmtplib.SMTPException, OSError) as exc:
+    async def _deliver(self, smtp: aiosmtplib.SMTP, recipient: str, body: bytes, claim: domain.Claim, *, kept: bool) -> None:
+        try:
+            await self._converse(smtp, recipient, body, claim)
+        except aiosmtplib.SMTPResponseException as exc:
+            if kept and (exc.code == _CLOSING or not _answers_dot(exc)):
                 smtp.close()
-                raise errors.MailServerUnavailableError(f"{type(exc).__name__}: {exc}") from exc
-            except BaseException:
-                smtp.close()  # cancelled in the middle: the next reply would be taken for another command's
-                raise
+                raise _EndedError from exc
+            if exc.code == _CLOSING:
+                smtp.close()
             self._keep(smtp)
+            raise _refusal(exc) from exc
+        except (aiosmtplib.SMTPException, OSError) as exc:
+            smtp.close()
+            if claim.in_doubt:
+                raise errors.MailInDoubtError(f"the conversation broke behind the final dot: {type(exc).__name__}") from exc
+            if kept:
+                raise _EndedError from exc
+            raise errors.MailServerUnavailableError(f"{type(exc).__name__}: {exc}") from exc
+        except BaseException:
+            smtp.close()  # cancelled in the middle: the next reply would be taken for another command's
+            raise
+        self._keep(smtp)
+
+    async def _converse(self, smtp: aiosmtplib.SMTP, recipient: str, body: bytes, claim: domain.Claim) -> None:
+        size = [f"size={len(body)}"] if smtp.supports_extension("size") else []
+        await smtp.mail(self._mail_from, options=size)
+        await smtp.rcpt(recipient)
+        start = await smtp.execute_command(b"DATA")
+        protocol = smtp.protocol
+        if start.code != _GO_ON or protocol is None:
+            raise aiosmtplib.SMTPResponseException(start.code, start.message)
+        protocol.write(body)
+        claim.in_doubt = True
+        answer = await protocol.read_response(timeout=self._dot_timeout_s)
+        claim.in_doubt = False
+        if answer.code != _ACCEPTED:
+            raise aiosmtplib.SMTPDataError(answer.code, answer.message)
+
+    async def _kept(self) -> aiosmtplib.SMTP | None:
+        """Take an idle conversation that still answers; RSET also clears what a refused mail left behind in it."""
+        while self._idle:
+            smtp = self._idle.pop()
+            try:
+                await smtp.rset(timeout=min(self._timeout_s, _IDLE_TIMEOUT_S))
+            except aiosmtplib.SMTPResponseException:
+                smtp.close()
+            except (aiosmtplib.SMTPException, OSError):
+                smtp.close()
+                while self._idle:  # whatever ended this one, the server or something in between, has most likely ended the others too
+                    self._idle.pop().close()
+            except BaseException:
+                smtp.close()
+                raise
+            else:
+                self._answered_at = asyncio.get_running_loop().time()
+                return smtp
+        return None
 
     def _keep(self, smtp: aiosmtplib.SMTP) -> None:
         if smtp.is_connected:
             self._idle.append(smtp)
 
     async def _open(self) -> aiosmtplib.SMTP:
-        while self._idle:
-            smtp = self._idle.pop()
-            try:
-                await smtp.noop()
-            except (aiosmtplib.SMTPException, OSError):
-                smtp.close()  # servers end idle conversations; the next one, or a new one, will do
-            else:
-                return smtp
         smtp = aiosmtplib.SMTP(
             hostname=self._host,
             port=self._port,
@@ -174,14 +227,36 @@ class Sender:
             username=self._security.user or None,
             password=self._security.password or None,
         )
-        await smtp.connect()
-        if self._security.mode == "tls":
-            await smtp.ehlo()  # here, as in the other modes: a refusal is not yet about any mail
+        try:
+            await smtp.connect()
+            await smtp.ehlo()  # here in every mode: a refusal is not yet about any mail
+        except (aiosmtplib.SMTPException, OSError) as exc:
+            smtp.close()
+            self.gate.failed()
+            # a greeting or EHLO that is refused says nothing about this mail: it counts as no conversation
+            untrusted = tls.fault(exc, "mail server")
+            raise errors.MailServerUnavailableError(untrusted or f"{type(exc).__name__}: {exc}") from exc
+        except BaseException:
+            smtp.close()
+            raise
+        self.gate.passed()
+        self._answered_at = asyncio.get_running_loop().time()
         return smtp
 
 
-def _refusal(exc: aiosmtplib.SMTPResponseException) -> errors.MailDeferredError | errors.MailRefusedError:
+def _dotted(body: bytes) -> bytes:
+    """Double the dots that begin a line, and add the final one (RFC 5321, 4.5.2)."""
+    return _DOTS.sub(b"..", body) + b".\r\n"
+
+
+def _answers_dot(exc: aiosmtplib.SMTPResponseException) -> bool:
+    return isinstance(exc, aiosmtplib.SMTPDataError)
+
+
+def _refusal(exc: aiosmtplib.SMTPResponseException) -> failures.FailureError:
     text = privacy.scrubbed(exc.message[:300])  # servers like to repeat the recipient
+    if exc.code in _NOT_ABOUT_THE_MAIL:
+        return errors.MailServerUnavailableError(f"{exc.code} {text}")
     if 500 <= exc.code <= 599:
         return errors.MailRefusedError(f"smtp_{exc.code}", text)
     return errors.MailDeferredError(exc.code, text)

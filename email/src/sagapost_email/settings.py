@@ -3,7 +3,7 @@
 from typing import Literal
 
 from sagapost_chassis import ladder, settings
-from sagapost_email import domain, sender
+from sagapost_email import domain, recent, sender
 
 
 class Settings(settings.Common, frozen=True, kw_only=True):
@@ -11,7 +11,10 @@ class Settings(settings.Common, frozen=True, kw_only=True):
 
     `smtp_connections` bounds the conversations with the mail server, and the mails that one death of this process sends a second time.
     `smtp_tls`: off, starttls (a server that offers none is refused) or tls from the first byte; `smtp_ca_file`: not the system's CAs.
-    `retry_delays_s`: see ladder.parse. `mail_memory`: a folder for recent.Journal; empty: this process' own memory and no more.
+    `smtp_dot_timeout_s`: what the server may take to answer the final dot; `smtp_doubt_s`: how long a mail that was probably taken waits
+    before it is sent again, at the first break. `order_url`: the order service, asked before a receipt leaves; empty: nobody is asked.
+    `retry_delays_s`: see ladder.parse. `mail_memory`: a folder for recent.Recent; empty: this process's own memory and no more.
+    `mails_per_recipient_hour`: the most mails that one address gets in an hour, 0 for any number; further ones wait.
     """
 
     port: int = 8003
@@ -20,12 +23,17 @@ class Settings(settings.Common, frozen=True, kw_only=True):
     smtp_port: int
     smtp_connections: int = 16
     smtp_timeout_s: float = 30
+    smtp_dot_timeout_s: float = 600
+    smtp_doubt_s: float = recent.DOUBT_S
     smtp_tls: Literal["off", "starttls", "tls"] = "off"
     smtp_ca_file: str = ""
     smtp_user: str = ""
     smtp_password: settings.Secret = ""
     retry_delays_s: str = ladder.DEFAULT
     mail_memory: str = ""
+    mails_per_recipient_hour: int = 0
+    order_url: str = ""
+    internal_secret: settings.Secret = ""
     mail_from: str = "no-reply@sagapost.example"
 
     def __post_init__(self) -> None:
@@ -35,6 +43,8 @@ class Settings(settings.Common, frozen=True, kw_only=True):
             raise ValueError("MAIL_FROM must be one plain address, local@domain.tld")
         if self.smtp_connections < 1 or self.smtp_timeout_s <= 0:
             raise ValueError("SMTP_CONNECTIONS must be at least 1 and SMTP_TIMEOUT_S above 0")
+        if self.smtp_dot_timeout_s <= 0 or self.smtp_doubt_s < 0 or self.mails_per_recipient_hour < 0:
+            raise ValueError("SMTP_DOT_TIMEOUT_S must be above 0, SMTP_DOUBT_S and MAILS_PER_RECIPIENT_HOUR at least 0")
         if bool(self.smtp_user) != bool(self.smtp_password):
             raise ValueError("SMTP_USER and SMTP_PASSWORD belong together; set both or neither")
         if self.smtp_user and self.smtp_tls == "off":

@@ -167,6 +167,7 @@ def _outside(options: Options, ports: dict[str, int], home: Path) -> tuple[Unit,
         "SAGAPOST_SMTP_PORT": str(ports["smtp"]),
         "SAGAPOST_MAILBOX_LEDGER": str(home / "ledgers" / "mailbox.jsonl"),
         "SAGAPOST_MAILBOX_DELAY_S": f"{options.email_delay_s:g}",
+        "SAGAPOST_SHOP_URL": f"http://localhost:{ports['gateway']}/",
     }
     return (
         _program("provider", ports, provider, module="sagapost_sandbox.provider", stage=OUTSIDE),

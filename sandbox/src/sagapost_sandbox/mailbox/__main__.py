@@ -34,7 +34,7 @@ def main() -> None:
             except OSError as exc:
                 environment.exit_with(f"SMTP cannot listen on {config.host}:{config.smtp_port}: {exc.strerror}")
             try:
-                await lifecycle.serve(api.app(mails, conduct), config.host, config.port, stop)
+                await lifecycle.serve(api.app(mails, conduct, back=config.shop_url), config.host, config.port, stop)
             finally:
                 listener.close()
 

@@ -16,13 +16,14 @@ _BEHAVIOUR: Final = msgspec.json.Decoder(wire.Behaviour)
 Request = litestar.Request[Any, Any, Any]
 Text = litestar.Response[str]
 Start = Annotated[int, params.Parameter(ge=0)]
+Wanted = Annotated[str, params.Parameter(max_length=200)]
 Limit = Annotated[int, params.Parameter(ge=0, le=LARGEST_PAGE)]
 
 
-def app(mails: store.Store, conduct: smtp.Conduct) -> litestar.Litestar:
-    """Put the application together."""
+def app(mails: store.Store, conduct: smtp.Conduct, *, back: str = "") -> litestar.Litestar:
+    """Put the application together; `back` is the shop's address."""
     return litestar.Litestar(
-        [*_for_programs(mails), *_for_people(mails), *_behaviour(conduct), *_health()],
+        [*_for_programs(mails), *_for_people(mails, back), *_behaviour(conduct), *_health()],
         openapi_config=None,
         logging_config=None,  # litestar's would let every library's chatter through, addresses and all
         exception_handlers=problems.handlers(),
@@ -63,16 +64,16 @@ def _for_programs(mails: store.Store) -> list[Any]:
     return [messages, clear, message, headers, raw]
 
 
-def _for_people(mails: store.Store) -> list[Any]:
+def _for_people(mails: store.Store, back: str) -> list[Any]:
     @litestar.get("/", sync_to_thread=False)
-    def index() -> Text:
-        """Show the list."""
-        return _html(pages.index(mails.newest_first()), pages.PAGE_POLICY)
+    def index(q: Wanted = "") -> Text:
+        """Show the list, or what matches a search."""
+        return _html(pages.index(pages.found(mails.newest_first(), q), q, back), pages.PAGE_POLICY)
 
     @litestar.get("/mail/{mail_id:str}", sync_to_thread=False)
     def mail(mail_id: str) -> Text:
         """Show one mail in its frame."""
-        return _html(pages.mail(_one(mails, mail_id)), pages.PAGE_POLICY)
+        return _html(pages.mail(_one(mails, mail_id), back), pages.PAGE_POLICY)
 
     @litestar.get("/view/{name:str}", sync_to_thread=False)
     def view(name: str) -> Text:

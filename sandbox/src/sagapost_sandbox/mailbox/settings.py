@@ -8,6 +8,7 @@ from sagapost_chassis import settings
 class Settings(settings.Common, frozen=True, kw_only=True):
     """`mailbox_ledger` is the file of the accepted mails; `mailbox_delay_s` what the server takes to accept one.
 
+    `shop_url`: the address that its pages link back to; empty: no link.
     `smtp_tls` starttls demands it before any mail; both modes need `smtp_certificate` and `smtp_key`, PEM files.
     """
 
@@ -15,6 +16,7 @@ class Settings(settings.Common, frozen=True, kw_only=True):
     smtp_port: int = 1025
     mailbox_ledger: str
     mailbox_delay_s: float = 0.0
+    shop_url: str = ""
     smtp_tls: Literal["off", "starttls", "tls"] = "off"
     smtp_certificate: str = ""
     smtp_key: str = ""

@@ -17,6 +17,7 @@ MAX_MAIL_BYTES: Final = 5 * 1024 * 1024
 IDLE_S: Final = 900
 HANG_S: Final = 600
 OK: Final = "250 OK"
+ENOUGH: Final = "421 4.7.0 no more mails in this conversation"
 GAVE_UP: Final = "421 4.3.0 nobody was served"
 
 
@@ -63,6 +64,7 @@ class Session(smtp.SMTP):
             require_starttls=tls is not None,
         )
         self._conduct = conduct
+        self._taken = 0
         self._smtp_methods["DATA"] = self._data
 
     async def _handle_client(self) -> None:
@@ -80,6 +82,12 @@ class Session(smtp.SMTP):
             await self.push(refusal)
             return
         await super().smtp_DATA(arg)
+
+    def takes_more(self) -> bool:
+        """Return whether this conversation may bring one more mail, and count it."""
+        self._taken += 1
+        most = self._conduct.behaviour.mails_per_conversation
+        return most is None or self._taken <= most
 
     def hang_up(self) -> None:
         """Close the connection without another word."""
@@ -99,8 +107,10 @@ def sessions(mails: store.Store, conduct: Conduct, tls: ssl.SSLContext | None = 
         refusal = await conduct.at("helo")
         return responses if refusal is None else [refusal]
 
-    async def begin(_: smtp.SMTP, __: smtp.Session, envelope: smtp.Envelope, address: str, options: list[str]) -> str:
+    async def begin(server: smtp.SMTP, _: smtp.Session, envelope: smtp.Envelope, address: str, options: list[str]) -> str:
         refusal = await conduct.at("mail")
+        if isinstance(server, Session) and not server.takes_more():
+            return ENOUGH
         if refusal is None:
             envelope.mail_from = address
             envelope.mail_options.extend(options)

@@ -11,7 +11,8 @@ REFUSALS: Final = range(400, 600)
 class Behaviour(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How it misbehaves; a field that is left out goes back to what it was at the start.
 
-    `reject` is the code to refuse with (4xx or 5xx) at phase `reject_at`; `cut_after_dot` accepts a mail and hangs up without a word.
+    `reject` is the code to refuse with (4xx or 5xx) at phase `reject_at`; `cut_after_dot` accepts a mail and hangs up without a word;
+    `mails_per_conversation` answers the next mail of a conversation with 421, as servers do that end kept conversations.
     """
 
     delay_s: float | None = None
@@ -19,6 +20,7 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     reject_at: Phase = "dot"
     hang: Phase | None = None
     cut_after_dot: bool = False
+    mails_per_conversation: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse codes that are no refusals."""
