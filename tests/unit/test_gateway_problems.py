@@ -19,7 +19,7 @@ SOURCES = sorted(
 # a slug that is set, named as a type, or passed with its status
 SLUG = re.compile(
     r'slug(?:: ClassVar\[str\])? = "([a-z-]+)"|/problems/([a-z][a-z-]+)'
-    r'|\((?:request|"[a-z]+"), [0-9]{3}, "([a-z-]+)"|[0-9]{3}: \("([a-z-]+)", "'
+    r'|\((?:request|"[a-z]+"), [0-9]{3}, "([a-z-]+)"|[0-9]{3}: \(?"([a-z-]+)"'
 )
 SITE = "https://shop.example"
 

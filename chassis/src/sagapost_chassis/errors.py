@@ -23,10 +23,9 @@ class FailureError(Exception):
 
 
 class DomainError(FailureError):
-    """An expected refusal; subclasses set slug, title and status (RFC 9457)."""
+    """An expected refusal; subclasses set slug and status (RFC 9457); the title is the type's."""
 
     slug: ClassVar[str] = "malformed-request"
-    title: ClassVar[str] = "The request cannot be processed"
     status: ClassVar[int] = 400
 
     def __init__(self, detail: str, *, errors: tuple[FieldError, ...] = (), headers: dict[str, str] | None = None) -> None:

@@ -21,6 +21,7 @@ from uvicorn.protocols.http import httptools_impl
 from sagapost_chassis import problems, telemetry, web
 
 HEAD_S: Final = 10.0  # from the first byte of a request, or from the beginning of a connection, to the end of the headers
+BODY_LATE_S: Final = 1.0  # a body that is not whole by then may have to make room for a newcomer
 BODY_S: Final = 12.0  # longer than the gateway's own limit of 10 s, whose answer says more
 STALL_S: Final = 30.0  # how long a client may leave unread what is more than the kernel's buffers take
 LINGER_S: Final = 2.0  # for a client that is still sending to read why it should not
@@ -33,6 +34,7 @@ BODY_WIRE_MAX_BYTES: Final = 1024 * 1024  # of one body with its chunk headers, 
 MAX_OPEN: Final = 4096
 
 _HEAD_TOO_LARGE: Final = f"The request line and the headers may have at most {HEAD_MAX_BYTES} bytes."
+_BODY_TOO_LARGE: Final = "The body has far more bytes than it holds."
 _OTHER_FILES: Final = 1024  # what else a process opens: connections to others, logs, libraries
 _PORTS: Final = 2
 _TARGET: Final = re.compile(rb'\A/[!"$-~]*\Z')  # visible ASCII from a slash on, without a fragment
@@ -40,18 +42,40 @@ _HOST: Final = re.compile(rb"\A(?:[A-Za-z0-9._~-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _FRAMING: Final = (b"host", b"content-length", b"transfer-encoding")
 _LENGTH: Final = re.compile(rb"\A[0-9]{1,19}\Z")
+_OTHER_PROTOCOL: Final = re.compile(rb"[!-~] (?:RTSP|ICE)/[0-9.]+\r?\n")
+_PROTOCOL_MAX_BYTES: Final = 16
+_SPEAK_HTTP: Final = "Speak HTTP/1.1."
 
 OPEN: Final = prometheus_client.Gauge("sagapost_http_open_connections", "Connections that clients hold open")
 REFUSED: Final = prometheus_client.Counter("sagapost_http_refused", "Connections cut or refused before any handler saw them", ["reason"])
 
 
 class State(server.ServerState):
-    """What the connections of one port share; `idle` are those without a request under way, the longest idle first."""
+    """What the connections of one port share, each kind with the oldest first.
+
+    `lingering`: closed on our side, the client is still sending. `idle`: without a request under way. `begun`: with a request whose body is
+    not whole, and since when.
+    """
 
     def __init__(self, max_open: int) -> None:
         super().__init__()
         self.max_open = max_open
+        self.lingering: dict[Protocol, None] = {}
         self.idle: dict[Protocol, None] = {}
+        self.begun: dict[Protocol, float] = {}
+
+    def replaceable(self, now_s: float) -> "Protocol | None":
+        """Return the connection that makes room for a newcomer: one that lingers, is idle, or whose body is late; or None."""
+        found = next(iter(self.lingering or self.idle), None)
+        if found is None and self.begun:
+            found, since_s = next(iter(self.begun.items()))
+            return found if now_s - since_s >= BODY_LATE_S else None
+        return found
+
+    def forget(self, protocol: "Protocol") -> None:
+        """Take a connection out of every list."""
+        for kind in (self.lingering, self.idle, self.begun):
+            kind.pop(protocol, None)
 
 
 def bounded(max_open: int) -> int:
@@ -94,7 +118,7 @@ def fault(version: str, target: bytes, headers: Sequence[tuple[bytes, bytes]], *
     hosts, lengths, codings = ([value.strip(b" \t") for name, value in headers if name == wanted] for wanted in _FRAMING)
     chunked = [coding.lower() for coding in codings] == [b"chunked"] and version == "1.1" and not lengths
     rules = (
-        (version in {"1.1", "1.0"}, "Speak HTTP/1.1."),
+        (version in {"1.1", "1.0"}, _SPEAK_HTTP),
         (_TARGET.match(target), "The request's target must be a path that begins with a slash."),
         (len(hosts) == 1 or (not hosts and version == "1.0"), "Send one Host header."),
         (all(_HOST.match(host) for host in hosts), "The Host header must be a name or an address, and a port if need be."),
@@ -128,6 +152,8 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         self._keeps = False
         self._in_head = False
         self._begun = False
+        self._at_end = False
+        self._last = b""
         self._head_bytes = 0
         self._pending_bytes = 0
         self._pieces = 0
@@ -138,11 +164,10 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         super().connection_made(cast("asyncio.Transport", transport))  # uvloop's is none by its class, only by what it does
         OPEN.inc()
         if len(self.connections) > self._shared.max_open:
-            oldest = next(iter(self._shared.idle), None)
+            oldest = self._shared.replaceable(self.loop.time())
             if oldest is None:
-                self._refuse("full", 503, "overloaded", "Too many connections", "Every connection is busy. Try again in a moment.")
+                self._refuse("full", 503, "overloaded", "Every connection is busy. Try again in a moment.")
                 return
-            del self._shared.idle[oldest]
             oldest.evict()
         self._shared.idle[self] = None
         self._arm(HEAD_S, self._late)
@@ -150,7 +175,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         OPEN.dec()
-        self._shared.idle.pop(self, None)
+        self._shared.forget(self)
         self._unset_keepalive_if_required()
         self._disarm()
         if self._stall is not None:
@@ -166,16 +191,9 @@ class Protocol(httptools_impl.HttpToolsProtocol):
             return
         self._begun = True
         self._unset_keepalive_if_required()
-        if self._in_head:
-            self._pending_bytes += len(data)
-            if self._pending_bytes > HEAD_MAX_BYTES:
-                self._malformed(_HEAD_TOO_LARGE)
-                return
-        else:
-            self._wire_bytes += len(data)
-            if self._wire_bytes > BODY_WIRE_MAX_BYTES:
-                self._malformed("The body has far more bytes than it holds.")
-                return
+        if sentence := self._too_much(data):
+            self._malformed(sentence)
+            return
         try:
             self._reader().feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -187,6 +205,18 @@ class Protocol(httptools_impl.HttpToolsProtocol):
                 self._malformed(self._fault or "This is not HTTP as it is written.")
         if not self._deaf and self._timer is None and self._is_idle():
             self._arm(HEAD_S, self._late)
+
+    def _too_much(self, data: bytes) -> str:
+        """Return why these bytes are not parsed: another protocol (llhttp takes it for HTTP), a long head, far too long a body."""
+        other = _OTHER_PROTOCOL.search(self._last + data)
+        self._last = data[-_PROTOCOL_MAX_BYTES:]
+        if other:
+            return _SPEAK_HTTP
+        if self._in_head:
+            self._pending_bytes += len(data)
+            return _HEAD_TOO_LARGE if self._pending_bytes > HEAD_MAX_BYTES else ""
+        self._wire_bytes += len(data)
+        return _BODY_TOO_LARGE if self._wire_bytes > BODY_WIRE_MAX_BYTES else ""
 
     def on_message_begin(self) -> None:
         """Begin a request, when there may be another one."""
@@ -223,7 +253,10 @@ class Protocol(httptools_impl.HttpToolsProtocol):
             raise _RefusedError
         self._in_head = False
         self._shared.idle.pop(self, None)
+        self._shared.begun[self] = self.loop.time()
         super().on_headers_complete()
+        cycle = self.cycle
+        cast("dict[str, Any]", self.scope)["extensions"] = {web.GONE: lambda: self._at_end or cycle.disconnected}
         self.cycle.transport = self._parting
         # Who answers before the body is whole says `Connection: close`, rather than wait for the rest of it.
         self._keeps = self.cycle.keep_alive and not upgrade
@@ -241,6 +274,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Note that the request is whole, and the connection good for another one."""
         self._disarm()
+        self._shared.begun.pop(self, None)
         super().on_message_complete()
         if not self.cycle.response_started:
             self.cycle.keep_alive = self._keeps and not self._draining
@@ -267,6 +301,11 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         if self._is_cut() and not self._deaf:
             self._arm(LINGER_S, self._late)
 
+    def eof_received(self) -> None:
+        """Note that the client has gone, before the connection is closed for it."""
+        self._at_end = True
+        super().eof_received()
+
     def pause_writing(self) -> None:
         """Wait for the client to read, but not for ever."""
         super().pause_writing()
@@ -284,9 +323,16 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         self.end()
 
     def evict(self) -> None:
-        """Make room for a newcomer."""
-        REFUSED.labels("evicted").inc()
-        self.end()
+        """Make room for a newcomer: what lingers has no more time, a late body is answered first."""
+        lingers, late = self in self._shared.lingering, self in self._shared.begun
+        self._shared.forget(self)
+        if lingers:
+            self._abort("evicted")
+        elif late:
+            self._refuse("evicted", 503, "overloaded", "Every connection is busy, and the body is late. Try again in a moment.")
+        else:
+            REFUSED.labels("evicted").inc()
+            self.end()
 
     def end(self) -> None:
         """Close: at once, or when the client had time to read the answer to a request that it is still sending."""
@@ -304,6 +350,8 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         """Write the last bytes and close our side; a socket closed over unread bytes would reset, and take the answer with it."""
         self._deaf = True
         self._pending_bytes = 0
+        self._shared.forget(self)
+        self._shared.lingering[self] = None
         if last:
             self.transport.write(last)
         self.transport.write_eof()
@@ -347,17 +395,17 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         elif self.flow.read_paused:  # it is the application that is slow
             self._arm(BODY_S, self._late)
         else:
-            self._refuse("slow", 408, "request-timeout", "The request took too long", f"Send a whole request within {HEAD_S:g} seconds.")
+            self._refuse("slow", 408, "request-timeout", f"Send a whole request within {HEAD_S:g} seconds.")
 
     def _malformed(self, detail: str) -> None:
-        self._refuse("malformed", 400, "malformed-request", "The request cannot be read", detail)
+        self._refuse("malformed", 400, "malformed-request", detail)
 
-    def _refuse(self, reason: str, status: int, slug: str, title: str, detail: str) -> None:
+    def _refuse(self, reason: str, status: int, slug: str, detail: str) -> None:
         """Answer in its turn what no handler will see, and end the connection behind the answer."""
         REFUSED.labels(reason).inc()
         self._deaf = True
         self._disarm()
-        answer = self._problem(status, slug, title, detail)
+        answer = self._problem(status, slug, detail)
         if self._is_cut() and self.pipeline and self.pipeline[0][0] is self.cycle:
             self.pipeline.popleft()  # it has not begun, and the ones before it have
             self._refusal = answer
@@ -370,14 +418,16 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         else:
             self._refusal = answer
 
-    def _problem(self, status: int, slug: str, title: str, detail: str) -> bytes:
+    def _problem(self, status: int, slug: str, detail: str) -> bytes:
         target = getattr(self, "url", b"/")  # there is none before the first request begins
         path = target.partition(b"?")[0][:200].decode("ascii") if _TARGET.match(target) else "/"
         with telemetry.span("http.refused", SpanKind.SERVER, None):
             telemetry.log.info("http.refused", status=status, reason=detail, path=path)
             trace_id = telemetry.current_trace_id()
         body = msgspec.json.encode(
-            problems.Problem(type=f"/problems/{slug}", title=title, status=status, detail=detail, instance=path, trace_id=trace_id)
+            problems.Problem(
+                type=f"/problems/{slug}", title=problems.TITLES[slug], status=status, detail=detail, instance=path, trace_id=trace_id
+            )
         )
         headers = [
             *(pair for pair in self.server_state.default_headers if pair[0] != b"connection"),

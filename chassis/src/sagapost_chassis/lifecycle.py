@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from sagapost_chassis import http_server, listeners, loopback, settings, telemet
 
 _POLL_S: Final = 0.02
 _LINGER_POLLS: Final = 25  # half a second, in which a kept connection may still bring one more request
+KEEP_ALIVE_S: Final = 75.0  # nginx and AWS load balancers keep an idle connection for 60 s: who waits shorter closes it under their request
 GRACE_S: Final = 25  # longer than one provider call, shorter than what orchestrators grant
 
 
@@ -124,11 +126,18 @@ def _bind(host: str, port: int, variable: str) -> socket.socket:
 
 
 async def serve(
-    app: types.ASGIApp, host: str, port: int, stop: asyncio.Event, *, variable: str = "PORT", max_open: int = http_server.MAX_OPEN
+    app: types.ASGIApp,
+    host: str,
+    port: int,
+    stop: asyncio.Event,
+    *,
+    variable: str = "PORT",
+    max_open: int = http_server.MAX_OPEN,
+    keep_alive_s: float = KEEP_ALIVE_S,
 ) -> None:
     """Serve HTTP until `stop` is set, then finish the requests under way; `variable` is the setting that moves the port.
 
-    At most `max_open` connections, fewer where the process may not open as many files.
+    At most `max_open` connections, fewer where the process may not open as many files; an idle one is closed after `keep_alive_s`.
 
     Raises:
         CannotStartError: the port is taken, or not ours to take.
@@ -147,7 +156,7 @@ async def serve(
             server_header=False,
             date_header=True,
             timeout_graceful_shutdown=10,
-            timeout_keep_alive=30,
+            timeout_keep_alive=math.ceil(keep_alive_s),
             lifespan="off",
             http=http_server.Protocol,
             ws="none",

@@ -1,24 +1,53 @@
 """Errors over HTTP: every failure becomes application/problem+json (RFC 9457) that carries nothing internal."""
 
+import http
 from typing import Any, Final
 
 import litestar
 import msgspec
 from litestar import exceptions
 
-from sagapost_chassis import errors, telemetry
+from sagapost_chassis import errors, telemetry, web_lines
 from sagapost_chassis.errors import FieldError
 
+_OTHER: Final = "The request cannot be processed"
 MEDIA_TYPE: Final = "application/problem+json"
-_TITLES: Final = {
-    400: ("malformed-request", "The request cannot be read"),
-    401: ("unauthorized", "Credentials are missing or wrong"),
-    403: ("insufficient-scope", "These credentials do not allow this"),
-    404: ("not-found", "There is nothing here"),
-    405: ("method-not-allowed", "This method is not allowed here"),
-    413: ("payload-too-large", "The body is too large"),
-    415: ("unsupported-media-type", "Only application/json without a content encoding is read"),
-    422: ("validation-failed", "The request does not fit"),
+# One title for each type, whoever answers with it: RFC 9457, 3.1.3.
+TITLES: Final = {
+    "malformed-request": "The request cannot be read",
+    "idempotency-key-invalid": "The Idempotency-Key header cannot be used",
+    "unauthorized": "Credentials are missing or wrong",
+    "insufficient-scope": "These credentials do not allow this",
+    "not-found": "There is nothing here",
+    "method-not-allowed": "This method is not allowed here",
+    "request-timeout": "The request took too long",
+    "idempotency-in-progress": "The first request with this key is still running",
+    "order-not-cancellable": "The order cannot be cancelled any more",
+    "saga-action-not-possible": "The saga is in a state in which this does nothing",
+    "version-mismatch": "The saga has another version",
+    "payload-too-large": "The body is too large",
+    "unsupported-media-type": "Only application/json without a content encoding is read",
+    "validation-failed": "The request does not fit",
+    "price-changed": "A price has changed",
+    "unknown-product": "There is no such product",
+    "idempotency-key-reused": "The idempotency key has been used for another request",
+    "rate-limited": "Too many calls",
+    "internal-error": "Something went wrong here",
+    "temporarily-unavailable": "The service cannot do this right now",
+    "order-service-unavailable": "The order service is unavailable",
+    "circuit-open": "The order service is given time to recover",
+    "overloaded": "Too much is being asked at once",
+    "upstream-timeout": "The order service did not answer in time",
+}
+_SLUGS: Final = {
+    400: "malformed-request",
+    401: "unauthorized",
+    403: "insufficient-scope",
+    404: "not-found",
+    405: "method-not-allowed",
+    413: "payload-too-large",
+    415: "unsupported-media-type",
+    422: "validation-failed",
 }
 
 
@@ -41,16 +70,16 @@ def answer(
     request: Request,
     status: int,
     slug: str,
-    title: str,
     detail: str,
     *,
     fields: tuple[FieldError, ...] = (),
     headers: dict[str, str] | None = None,
 ) -> litestar.Response[bytes]:
-    """Make the problem answer; `fields` are the wrong fields of a 422."""
+    """Make the problem answer; `fields` are the wrong fields of a 422. Without a slug its type is about:blank, its title the status's."""
+    web_lines.note(request.scope, problem=slug or str(status))
     body = Problem(
-        type=f"/problems/{slug}",
-        title=title,
+        type=f"/problems/{slug}" if slug else "about:blank",
+        title=TITLES.get(slug, _OTHER) if slug else http.HTTPStatus(status).phrase,
         status=status,
         detail=detail,
         instance=request.url.path[:200],
@@ -61,26 +90,26 @@ def answer(
 
 
 def _domain(request: Request, exc: errors.DomainError) -> litestar.Response[bytes]:
-    return answer(request, exc.status, exc.slug, exc.title, exc.detail, fields=exc.errors, headers=exc.headers)
+    return answer(request, exc.status, exc.slug, exc.detail, fields=exc.errors, headers=exc.headers)
 
 
 def _transient(request: Request, exc: errors.TransientError) -> litestar.Response[bytes]:
     telemetry.log.warning("request.unavailable", reason=str(exc))
-    title = "The service cannot do this right now"
-    return answer(request, 503, "temporarily-unavailable", title, "Try again in a moment.", headers={"Retry-After": "1"})
+    return answer(request, 503, "temporarily-unavailable", "Try again in a moment.", headers={"Retry-After": "1"})
 
 
 def _http(request: Request, exc: exceptions.HTTPException) -> litestar.Response[bytes]:
+    """Keep the status: a 405 becomes /problems/method-not-allowed, one without a type of ours about:blank."""
     if exc.status_code >= 500:
         return _unexpected(request, exc)
-    status = exc.status_code if exc.status_code in _TITLES else 400
-    slug, title = _TITLES[status]
-    return answer(request, status, slug, title, title + ".", headers=exc.headers)
+    slug = _SLUGS.get(exc.status_code, "")
+    detail = TITLES[slug] if slug else http.HTTPStatus(exc.status_code).phrase  # a status without a type of ours stays what it is
+    return answer(request, exc.status_code, slug, detail + ".", headers=exc.headers)
 
 
 def _unexpected(request: Request, exc: Exception) -> litestar.Response[bytes]:
     telemetry.log.error("request.failed", exc_info=exc)
-    return answer(request, 500, "internal-error", "Something went wrong here", "The failure is logged under this trace id.")
+    return answer(request, 500, "internal-error", "The failure is logged under this trace id.")
 
 
 def handlers() -> dict[int | type[Exception], Any]:

@@ -23,13 +23,23 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
         max_waiting=config.max_waiting,
         max_queued=config.max_queued,
         failures=config.breaker_failures,
+        max_waiting_per_client=config.max_waiting_per_client,
+        stream_max_s=config.stream_max_s,
     ) as order:
         application = app.build(order, env=config.env, mailbox_url=config.mailbox_url, origins=config.origins())
         async with asyncio.TaskGroup() as group:
             group.create_task(order.run(stop))
             for port, variable in ((config.port, "PORT"), (config.page_port, "PAGE_PORT")):
                 if port and (variable == "PORT" or config.env == "development"):
-                    serving = lifecycle.serve(application, config.host, port, stop, variable=variable, max_open=config.max_open)
+                    serving = lifecycle.serve(
+                        application,
+                        config.host,
+                        port,
+                        stop,
+                        variable=variable,
+                        max_open=config.max_open,
+                        keep_alive_s=config.keep_alive_s,
+                    )
                     group.create_task(serving)
 
 

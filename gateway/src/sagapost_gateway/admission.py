@@ -15,7 +15,7 @@ import msgspec
 from sagapost_chassis import telemetry
 from sagapost_chassis.errors import TransientError
 from sagapost_contracts import access
-from sagapost_gateway import edge, errors, upstream
+from sagapost_gateway import edge, errors, strangers, upstream
 
 PUBLIC: Final = "public"
 KNOWN_S: Final = 1.0  # how long calls that were drawn may be used, and a key counts as looked up
@@ -27,23 +27,23 @@ FIRST_S: Final = 2.0  # the same for a key that is not known yet
 BATCH_MAX: Final = 1000  # the order service's own limit
 _KNOWN_MAX: Final = 10_000
 _NOBODY_MAX: Final = 1_000
-_STRANGERS: Final = 4  # keys looked up at once that are not known: guessing must not become the order service's load
-_STRANGERS_WAITING: Final = 100
 
 
 class Client(msgspec.Struct, frozen=True, kw_only=True):
     """Whose key it is, what it may do, and the client's limit: a bucket of `burst` calls that fills at `rate_per_s`."""
 
     client: str
+    key_id: int | None = None
     scopes: tuple[str, ...]
     rate_per_s: float
     burst: int
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """A call that may pass: its client, and the header fields that tell how many more may."""
+    """A call that may pass: its client and key, and the header fields that say how many more may."""
 
     client: str
+    key_id: int | None = None
     headers: dict[str, str]
 
 
@@ -51,6 +51,7 @@ class _Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What the order service says of a key; `client` is None when nobody has it."""
 
     client: str | None
+    key_id: int | None = None
     scopes: tuple[str, ...]
     rate_per_s: float
     burst: int
@@ -86,16 +87,23 @@ class Purse:
         """Take over what the order service says."""
         self.failure, self.drawn_s = None, at_s
         if answer.client is None:
-            self.who, self.tokens, self.trusted_until_s = None, 0, -math.inf
-            self.valid_until_s = at_s + NOBODY_S
+            self.refuse(at_s)
             return
-        self.who = Client(client=answer.client, scopes=answer.scopes, rate_per_s=answer.rate_per_s, burst=answer.burst)
+        self.who = Client(
+            client=answer.client, key_id=answer.key_id, scopes=answer.scopes, rate_per_s=answer.rate_per_s, burst=answer.burst
+        )
         self.tokens, self.remaining = answer.granted, answer.remaining
         self.valid_until_s, self.trusted_until_s = at_s + KNOWN_S, max(self.trusted_until_s, at_s + TRUSTED_S)
         self.closed_until_s = at_s
         if answer.granted < want:
             missing_s = (1 - answer.remaining) / answer.rate_per_s if answer.granted == 0 else 0
             self.closed_until_s += max(missing_s, _gap_s(self.who))
+
+    def refuse(self, at_s: float) -> None:
+        """Note that nobody has this key."""
+        self.failure, self.drawn_s = None, at_s
+        self.who, self.tokens, self.trusted_until_s = None, 0, -math.inf
+        self.valid_until_s = at_s + NOBODY_S
 
     def fill_alone(self, who: Client, at_s: float) -> None:
         """Give as many calls as the limit allows until the next try: how many are left for all, nobody says."""
@@ -125,8 +133,7 @@ class Desk:
         self._demo = Purse(demo, math.inf) if env == "development" else None
         self._known: OrderedDict[str, Purse] = OrderedDict()
         self._nobodys: OrderedDict[str, Purse] = OrderedDict()
-        self._strangers = asyncio.Semaphore(_STRANGERS)
-        self._strangers_waiting = 0
+        self._strangers = strangers.Strangers(order)
 
     async def admit(self, headers: edge.Headers, scope: str) -> Caller:
         """Let one call pass.
@@ -149,12 +156,12 @@ class Desk:
             purse.waiting -= 1
 
     async def still_allows(self, headers: edge.Headers, scope: str) -> bool:
-        """Look again at the key of a stream that goes on; it counts as another call, as long as the client may make one."""
+        """Look again at the key of a stream that goes on; it counts as another call, and a client that may make none loses the stream."""
         try:
             await self.admit(headers, scope)
-        except (errors.UnauthorizedError, errors.ScopeError):
+        except (errors.UnauthorizedError, errors.ScopeError, errors.LimitedError):
             return False
-        except (errors.LimitedError, TransientError):
+        except TransientError:
             return True
         return True
 
@@ -165,7 +172,7 @@ class Desk:
                 who = _allowed(purse.who, scope)
                 if purse.tokens:
                     purse.tokens -= 1
-                    return Caller(client=who.client, headers=purse.fields(who, at_s))
+                    return Caller(client=who.client, key_id=who.key_id, headers=purse.fields(who, at_s))
                 if at_s < purse.closed_until_s:
                     raise _limited(purse, who, at_s)
             await self._drawn(purse, digest, at_s)
@@ -180,14 +187,15 @@ class Desk:
             if purse.who is not None or digest is None:
                 await self._draw(purse, digest, PATIENCE_S)
                 return
-            if self._strangers_waiting >= _STRANGERS_WAITING:
-                raise errors.OrderUnavailableError("too many keys at once that are not known")
-            self._strangers_waiting += 1
             try:
-                async with self._strangers:
-                    await self._draw(purse, digest, FIRST_S)
-            finally:
-                self._strangers_waiting -= 1
+                known = await self._strangers.is_known(digest)
+            except TransientError as exc:
+                purse.fail(exc, time.monotonic())
+                raise
+            if not known:
+                purse.refuse(time.monotonic())
+                return
+            await self._draw(purse, digest, FIRST_S)
             self._sort(purse, digest)
 
     async def _draw(self, purse: Purse, digest: str | None, patience_s: float) -> None:

@@ -11,9 +11,9 @@ import msgspec
 from litestar import background_tasks, connection, exceptions, response
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 
-from sagapost_chassis import problems, telemetry
+from sagapost_chassis import problems, telemetry, web, web_lines
 from sagapost_contracts import access
-from sagapost_gateway import admission, edge, errors, gate, upstream
+from sagapost_gateway import admission, catalogue, edge, errors, gate, upstream
 
 PROBLEM_MAX_BYTES: Final = 4096
 RECHECK_S: Final = 14  # comments come every 15 s
@@ -51,7 +51,8 @@ def _orders(order: upstream.Order) -> list[HTTPRouteHandler]:
         headers = {**_as(request), "Content-Type": "application/json"}
         headers |= {"Idempotency-Key": key} if key else {"Sagapost-Attempt": uuid.uuid4().hex}
         body = await edge.read_body(request, edge.CHECKOUT_MAX_BYTES)
-        return _pass_on(request, await order.call("POST", "/checkout", headers=headers, body=body, again=True))
+        gone = functools.partial(web.is_gone, request.scope)
+        return _pass_on(request, await order.call("POST", "/checkout", headers=headers, body=body, again=True, gone=gone))
 
     @litestar.get("/orders/{order_id:str}", opt=_for(access.CHECKOUT_READ))
     async def one_order(request: problems.Request, order_id: str) -> _Response:
@@ -100,6 +101,7 @@ def _operators(order: upstream.Order, desk: admission.Desk) -> list[HTTPRouteHan
 
 async def _shown(order: upstream.Order, request: problems.Request, path: str) -> _Response:
     wait_s = edge.wait_s(request.scope["headers"])
+    web_lines.note(request.scope, waits=wait_s > 0)
     tags = edge.entity_tags(request.scope["headers"])
     headers = {**_as(request), "If-None-Match": tags} if tags else _as(request)
     return _pass_on(request, await order.poll(path, headers=headers, wait_s=wait_s, gone=functools.partial(edge.gone, request)))
@@ -112,6 +114,7 @@ async def _followed(
     opened = await order.stream(path, headers={**_as(request), "Last-Event-ID": last} if last else _as(request))
     if isinstance(opened, upstream.Answer):
         return _pass_on(request, opened)
+    web_lines.note(request.scope, waits=True)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"} | _limits(request)  # nginx would hold events back
     closing = background_tasks.BackgroundTask(opened.close)  # also when the client goes before the first event
     chunks = while_allowed(desk, request.scope["headers"], scope, opened)
@@ -147,13 +150,20 @@ def _action(order: upstream.Order, name: str) -> HTTPRouteHandler:
 
 
 def _catalogue(order: upstream.Order) -> list[HTTPRouteHandler]:
+    kept = catalogue.Catalogue(order)
+    headers = {"Cache-Control": f"public, max-age={catalogue.FRESH_S:g}"}
+
     @litestar.get("/products", opt=_for(admission.PUBLIC))
-    async def products(request: problems.Request) -> _Response:
-        return _pass_on(request, await order.call("GET", "/products"))
+    async def products() -> _Response:
+        return litestar.Response((await kept.get()).body, media_type="application/json", headers=headers)
 
     @litestar.get("/products/{product_id:str}", opt=_for(admission.PUBLIC))
-    async def product(request: problems.Request, product_id: str) -> _Response:
-        return _pass_on(request, await order.call("GET", f"/products/{edge.number(product_id)}"))
+    async def product(product_id: str) -> _Response:
+        wanted = int(edge.number(product_id))
+        found = (await kept.get()).products.get(wanted)
+        if found is None:
+            raise errors.NothingHereError("There is no such product.")
+        return litestar.Response(bytes(found), media_type="application/json", headers=headers)
 
     return [products, product]
 
@@ -170,7 +180,8 @@ def _admitted(desk: admission.Desk) -> Callable[[_Connection, BaseRouteHandler],
         # the framework answers OPTIONS itself: which methods there are is in the public document too
         scope = admission.PUBLIC if call.scope.get("method") == "OPTIONS" else handler.opt[_SCOPE]
         if scope != admission.PUBLIC:
-            call.state[_CALLER] = await desk.admit(call.scope["headers"], scope)
+            caller = call.state[_CALLER] = await desk.admit(call.scope["headers"], scope)
+            web_lines.note(call.scope, client=caller.client, key_id=caller.key_id)
 
     return guard  # not a partial: litestar copies those, and what they hold
 
@@ -183,7 +194,7 @@ def _limits(request: problems.Request) -> dict[str, str]:
 def _as(request: problems.Request) -> dict[str, str]:
     """Tell the order service whose request this is; a client's own header of this name goes no further than here."""
     caller: admission.Caller = request.state[_CALLER]
-    return {"Sagapost-Client": caller.client}
+    return {upstream.CLIENT: caller.client} | ({"Sagapost-Key-Id": str(caller.key_id)} if caller.key_id is not None else {})
 
 
 def _pass_on(request: problems.Request, answer: upstream.Answer) -> _Response:
@@ -194,14 +205,15 @@ def _pass_on(request: problems.Request, answer: upstream.Answer) -> _Response:
         raise errors.OrderUnavailableError(f"the order service answered {answer.status}")
     if not answer.content_type.startswith(problems.MEDIA_TYPE):
         raise exceptions.HTTPException(status_code=answer.status, headers=headers)
-    body = _restated(answer.body, request.url.path)
+    body = _restated(request, answer.body)
     return litestar.Response(body, status_code=answer.status, media_type=problems.MEDIA_TYPE, headers=headers)
 
 
-def _restated(body: bytes, path: str) -> bytes:
+def _restated(request: problems.Request, body: bytes) -> bytes:
     """Name the path that the client called, and keep the answer small: fifty wrong items need not all be told."""
     problem = _decode_problem.decode(body)
-    problem["instance"] = path[:200]
+    problem["instance"] = request.url.path[:200]
+    web_lines.note(request.scope, problem=str(problem.get("type", "")).removeprefix("/problems/")[:40])
     encoded = msgspec.json.encode(problem)
     faults = problem.get("errors")
     while len(encoded) > PROBLEM_MAX_BYTES and isinstance(faults, list) and faults:
@@ -214,29 +226,26 @@ def _restated(body: bytes, path: str) -> bytes:
 def _unavailable(request: problems.Request, exc: errors.OrderUnavailableError) -> litestar.Response[Any]:
     telemetry.log.warning("upstream.unavailable", reason=str(exc))
     detail = f"The order service cannot be reached or failed. {_advice(request)}"
-    title = "The order service is unavailable"
-    return problems.answer(request, 503, "order-service-unavailable", title, detail, headers={"Retry-After": "1"})
+    return problems.answer(request, 503, "order-service-unavailable", detail, headers={"Retry-After": "1"})
 
 
 def _timed_out(request: problems.Request, exc: errors.OrderTimeoutError) -> litestar.Response[Any]:
     telemetry.log.warning("upstream.timeout", reason=str(exc))
-    title = "The order service did not answer in time"
-    return problems.answer(request, 504, "upstream-timeout", title, _advice(request))
+    return problems.answer(request, 504, "upstream-timeout", _advice(request))
 
 
 def _overloaded(request: problems.Request, exc: errors.TooManyError) -> litestar.Response[Any]:
     telemetry.log.warning("upstream.overloaded", reason=str(exc))
     detail = "Too many are waiting for news of their orders. Ask for the saga itself, now and then, or try again later."
-    return problems.answer(request, 503, "overloaded", "Too many are waiting", detail, headers={"Retry-After": "5"})
+    return problems.answer(request, 503, "overloaded", detail, headers={"Retry-After": "5"})
 
 
 def _shed(request: problems.Request, _: errors.OverloadedError) -> litestar.Response[Any]:
-    return problems.answer(request, 503, "overloaded", gate.TITLE, gate.DETAIL, headers={"Retry-After": "1"})
+    return problems.answer(request, 503, "overloaded", gate.DETAIL, headers={"Retry-After": "1"})
 
 
 def _circuit_open(request: problems.Request, _: errors.CircuitOpenError) -> litestar.Response[Any]:
-    title = "The order service is given time to recover"
-    return problems.answer(request, 503, "circuit-open", title, gate.DETAIL, headers={"Retry-After": "1"})
+    return problems.answer(request, 503, "circuit-open", gate.DETAIL, headers={"Retry-After": "1"})
 
 
 def _advice(request: problems.Request) -> str:

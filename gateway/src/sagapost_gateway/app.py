@@ -1,6 +1,7 @@
 """The gateway's ASGI application: API, health, documents and pages behind one layer that every answer passes."""
 
 import asyncio
+import math
 from collections.abc import Callable, Collection
 from typing import Final
 
@@ -8,16 +9,18 @@ import litestar
 import msgspec
 from litestar import enums, handlers, types
 
-from sagapost_chassis import health, ids, problems, web
+from sagapost_chassis import health, ids, problems, web, web_lines
 from sagapost_gateway import admission, api, cors, edge, errors, gate, openapi, pages, upstream
 
 HOLD_S: Final = 1.0  # as long as Retry-After says
 MAX_HELD: Final = 1000
+READY_S: Final = 1.0  # how long readiness is kept
 _UNLESS_SET: Final = (
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
 )
 _JSON_OR_PAGE: Final = ("application/json", "text/html")
+_FROM_MEMORY: Final = "/api/products"  # no call is made for it, so it neither waits for a place nor takes one
 _READING: Final = ("GET", "HEAD", "OPTIONS")  # they may wait long for news, and have connections of their own for that
 # A browser takes note of it over HTTPS only. Not for subdomains: they are not this service's to speak for.
 _HTTPS_ONLY: Final = (b"strict-transport-security", b"max-age=31536000")
@@ -30,7 +33,7 @@ def build(order: upstream.Order, *, env: str, mailbox_url: str, origins: Collect
         web.app(
             [
                 api.routes(order, admission.Desk(order, env=env)),
-                *health.routes("gateway", {"order": order.alive}, mode=env),
+                *health.routes("gateway", {"order": _Kept(order.alive)}, mode=env),
                 *pages.routes(env=env, mailbox_url=mailbox_url),
                 _document(env),
             ]
@@ -38,6 +41,25 @@ def build(order: upstream.Order, *, env: str, mailbox_url: str, origins: Collect
         shop=env == "development",
     )
     return secured(cors.allowing(shedding(routed, order.busy, order.room), origins), secure)
+
+
+class _Kept:
+    """Asks at most once a second, for everybody who wants to know: readiness is public, and asking costs a call."""
+
+    def __init__(self, check: health.Check) -> None:
+        self._check = check
+        self._asked_s = -math.inf
+        self._asking: asyncio.Task[bool] | None = None
+
+    async def __call__(self) -> bool:
+        now_s = asyncio.get_running_loop().time()
+        if self._asking is None or (self._asking.done() and now_s - self._asked_s >= READY_S):
+            self._asked_s = now_s
+            self._asking = asyncio.create_task(self._asked())
+        return await asyncio.shield(self._asking)
+
+    async def _asked(self) -> bool:
+        return await self._check()
 
 
 def _document(env: str) -> handlers.HTTPRouteHandler:
@@ -110,7 +132,8 @@ def shedding(inner: types.ASGIApp, busy: Callable[[], bool], room: int) -> types
             inside -= placed
 
     async def outer(scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
-        if scope["type"] != enums.ScopeType.HTTP or not scope["path"].startswith("/api/"):
+        path = scope["path"]
+        if scope["type"] != enums.ScopeType.HTTP or not path.startswith("/api/") or path.startswith(_FROM_MEMORY):
             await inner(scope, receive, send)
             return
         reads = scope["method"] in _READING
@@ -124,9 +147,10 @@ def shedding(inner: types.ASGIApp, busy: Callable[[], bool], room: int) -> types
 
 
 async def _refused(scope: types.HTTPScope, send: types.Send) -> None:
+    web_lines.REFUSALS.labels("overloaded").inc()
     problem = problems.Problem(
         type="/problems/overloaded",
-        title=gate.TITLE,
+        title=problems.TITLES["overloaded"],
         status=503,
         detail=gate.DETAIL,
         instance=scope["path"][:200],

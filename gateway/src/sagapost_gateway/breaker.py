@@ -1,7 +1,7 @@
-"""A circuit breaker: counts what goes wrong with something, keeps callers away while it does, and asks by itself when it is over."""
+"""Circuit breakers: one for each client and one for all; they count what goes wrong, and ask by themselves when it is over."""
 
 import asyncio
-from collections import deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -12,16 +12,18 @@ from sagapost_gateway import errors
 
 FAILURES: Final = 5
 PROBE_S: Final = 0.5
+_CLIENTS_MAX: Final = 1000  # whose breakers are kept; the one used longest ago is forgotten
 _WINDOW: Final = 10  # times the failures in a row: as many calls are looked back at, and half of them may fail
 
-OPEN: Final = prometheus_client.Gauge("sagapost_gateway_circuit_open", "1 while no call goes to the order service, 0 otherwise")
+OPEN: Final = prometheus_client.Gauge(
+    "sagapost_gateway_circuit_open", "1 while the calls of all clients, or of some, do not go to the order service; 0 otherwise"
+)
 
 
 class Breaker:
-    """Opens after `failures` in a row, or when half of the last calls failed; `run` closes it again.
+    """Opens after `failures` in a row, or when half of the last calls failed.
 
-    While it is open nothing is tried with a caller's request: `probe` is. After it has closed, and until something succeeds, one failure
-    is enough to open it again.
+    After `close`, and until a call succeeds, one failure is enough to open it again.
     """
 
     def __init__(self, failures: int = FAILURES) -> None:
@@ -30,7 +32,6 @@ class Breaker:
         self._window: deque[bool] = deque(maxlen=failures * _WINDOW)
         self._closed = asyncio.Event()
         self._closed.set()
-        OPEN.set(0)
 
     @property
     def is_open(self) -> bool:
@@ -60,15 +61,78 @@ class Breaker:
         if not self.is_open and (self._in_a_row >= self._failures or half):
             telemetry.log.warning("circuit.opened", failures=self._in_a_row)
             self._closed.clear()
-            OPEN.set(1)
 
-    async def closes(self, within_s: float) -> bool:
-        """Wait until calls may be made; False when they may not in time."""
+    def close(self) -> None:
+        """Let calls pass again: the first one that fails opens it."""
+        self._in_a_row = self._failures - 1
+        self._window.clear()
+        self._closed.set()
+
+    async def closed(self) -> None:
+        """Wait until calls may be made."""
+        await self._closed.wait()
+
+
+class Breakers:
+    """Keeps a failing client's calls back from the order service, and everybody's when calls of several clients fail.
+
+    A client's own breaker opens by its own calls only. The breaker of all counts the failures since the last success of any client, without
+    those of the client that has most of them: so what one client does never opens it. While one is open nothing is tried with a caller's
+    request: `run` asks the order service itself.
+    """
+
+    def __init__(self, failures: int = FAILURES) -> None:
+        self._failures = failures
+        self._all = Breaker(1)
+        self._own: OrderedDict[str, Breaker] = OrderedDict()
+        self._failed: Counter[str] = Counter()
+        OPEN.set(0)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether any client's calls are kept back."""
+        return self._all.is_open or any(own.is_open for own in self._own.values())
+
+    def check(self, client: str) -> None:
+        """Let a client's call pass.
+
+        Raises:
+            CircuitOpenError: it may not be made.
+
+        """
+        self._all.check()
+        if client in self._own:
+            self._own[client].check()
+
+    def succeeded(self, client: str) -> None:
+        """Note a call that was answered."""
+        self._failed.clear()
+        self._of(client).succeeded()
+
+    def failed(self, client: str) -> None:
+        """Note a call that failed."""
+        self._of(client).failed()
+        self._failed[client] += 1
+        if self._failed.total() - max(self._failed.values()) >= self._failures:
+            self._all.failed()
+        OPEN.set(1 if self.is_open else 0)
+
+    async def closes(self, client: str, within_s: float) -> bool:
+        """Wait until a client's calls may be made; False when they may not in time."""
         try:
             async with asyncio.timeout(within_s):
-                return await self._closed.wait()
+                await self._all.closed()
+                await self._of(client).closed()
         except TimeoutError:
             return False
+        return True
+
+    def _of(self, client: str) -> Breaker:
+        own = self._own.setdefault(client, Breaker(self._failures))
+        self._own.move_to_end(client)
+        if len(self._own) > _CLIENTS_MAX:
+            self._own.popitem(last=False)
+        return own
 
     async def run(self, probe: Callable[[], Awaitable[bool]]) -> None:
         """While it is open ask twice a second, and close it when the answer is yes; `probe` must not raise, nor take over a second."""
@@ -76,7 +140,8 @@ class Breaker:
             await asyncio.sleep(PROBE_S)
             if self.is_open and await probe():
                 telemetry.log.warning("circuit.closed")
-                self._in_a_row = self._failures - 1
-                self._window.clear()
-                self._closed.set()
+                self._failed.clear()
+                for one in (self._all, *self._own.values()):
+                    if one.is_open:
+                        one.close()
                 OPEN.set(0)

@@ -27,21 +27,17 @@ class KeyInvalidError(errors.DomainError):
     """The Idempotency-Key header is malformed, too long or there twice."""
 
     slug = "idempotency-key-invalid"
-    title = "The Idempotency-Key header cannot be used"
     status = 400
 
 
 class BodyCutError(errors.DomainError):
-    """The connection ended inside the body; nobody is left to read the answer."""
-
-    title = "The request cannot be read"
+    """The client has gone, inside the body or behind it; nobody is left to read the answer."""
 
 
 class UnauthorizedError(errors.DomainError):
     """There is no key, or one that cannot be used."""
 
     slug = "unauthorized"
-    title = "Credentials are missing or wrong"
     status = 401
 
 
@@ -49,7 +45,6 @@ class ScopeError(errors.DomainError):
     """The key is good, but not for this."""
 
     slug = "insufficient-scope"
-    title = "These credentials do not allow this"
     status = 403
 
 
@@ -57,7 +52,6 @@ class NothingHereError(errors.DomainError):
     """The path, or the identifier in it, names nothing."""
 
     slug = "not-found"
-    title = "There is nothing here"
     status = 404
 
 
@@ -65,7 +59,6 @@ class BodySlowError(errors.DomainError):
     """The body did not arrive in time."""
 
     slug = "request-timeout"
-    title = "The body took too long"
     status = 408
 
 
@@ -73,7 +66,6 @@ class BodyTooLargeError(errors.DomainError):
     """The body is over the limit, announced or not."""
 
     slug = "payload-too-large"
-    title = "The body is too large"
     status = 413
 
 
@@ -81,7 +73,6 @@ class MediaTypeError(errors.DomainError):
     """The body is not plain application/json."""
 
     slug = "unsupported-media-type"
-    title = "Only application/json without a content encoding is read"
     status = 415
 
 
@@ -89,7 +80,6 @@ class LimitedError(errors.DomainError):
     """The client has made as many calls as it may."""
 
     slug = "rate-limited"
-    title = "Too many calls"
     status = 429
 
 

@@ -10,7 +10,6 @@ import prometheus_client
 from sagapost_gateway import errors
 
 WAIT_S: Final = 0.5  # the queue's length keeps waiting short; this is for an order service that has become slow
-TITLE: Final = "Too much is being asked at once"
 DETAIL: Final = "Nothing was done. Try again in a second."
 
 SHED: Final = prometheus_client.Counter("sagapost_gateway_shed", "Requests refused because too many others were being served", ["where"])

@@ -14,7 +14,9 @@ class Settings(settings.Common, frozen=True, kw_only=True):
     """`page_port` 0 means no second port; `deadline_s` bounds one call to the order service; `mailbox_url` is a link on the page.
 
     `max_connections` to the order service serve calls, `max_waiting` others serve those who wait for news of an order; `max_queued`
-    calls wait shortly for one. `breaker_failures` in a row open the breaker. `max_open` connections may clients hold on each port.
+    calls wait shortly for one. One client has at most `max_waiting_per_client` of those who wait (0: a tenth), and a stream ends after
+    `stream_max_s`. `breaker_failures` of a client in a row open its breaker. `max_open` connections may clients hold on each port; one
+    that is idle is closed after `keep_alive_s`, longer than proxies keep theirs.
     `cors_origins` names, separated by spaces or commas, the sites whose pages may use the API.
     """
 
@@ -24,6 +26,9 @@ class Settings(settings.Common, frozen=True, kw_only=True):
     deadline_s: float = 5.0
     max_connections: int = 32
     max_waiting: int = 500
+    max_waiting_per_client: int = 0
+    stream_max_s: float = 900.0
+    keep_alive_s: float = 75.0
     max_queued: int = 32
     breaker_failures: int = 5
     max_open: int = 4096
@@ -37,18 +42,23 @@ class Settings(settings.Common, frozen=True, kw_only=True):
             raise ValueError("SAGAPOST_ORDER_URL must look like http://host:port")
         if self.mailbox_url and not _LINK.match(self.mailbox_url):
             raise ValueError("SAGAPOST_MAILBOX_URL must be an http or https URL")
-        if not 0 < self.deadline_s <= 60:
-            raise ValueError("SAGAPOST_DEADLINE_S must be more than 0 and at most 60 seconds")
-        if self.max_connections < 1:
-            raise ValueError("SAGAPOST_MAX_CONNECTIONS must be at least 1")
-        if self.max_waiting < 1:
-            raise ValueError("SAGAPOST_MAX_WAITING must be at least 1")
-        for name in ("max_queued", "breaker_failures", "max_open"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"SAGAPOST_{name.upper()} must be at least 1")
+        self._check_numbers()
         for origin in self.origins():
             if not _SITE.match(origin):
                 raise ValueError("SAGAPOST_CORS_ORIGINS must name origins like https://shop.example, without a path, and not *")
+
+    def _check_numbers(self) -> None:
+        if not 0 < self.deadline_s <= 60:
+            raise ValueError("SAGAPOST_DEADLINE_S must be more than 0 and at most 60 seconds")
+        for name in ("max_connections", "max_waiting", "max_queued", "breaker_failures", "max_open"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"SAGAPOST_{name.upper()} must be at least 1")
+        if not 0 <= self.max_waiting_per_client <= self.max_waiting:
+            raise ValueError("SAGAPOST_MAX_WAITING_PER_CLIENT must be 0 (a tenth) or at most SAGAPOST_MAX_WAITING")
+        if not 1 <= self.stream_max_s <= 24 * 3600:
+            raise ValueError("SAGAPOST_STREAM_MAX_S must be from 1 second to a day")
+        if not 1 <= self.keep_alive_s <= 3600:
+            raise ValueError("SAGAPOST_KEEP_ALIVE_S must be from 1 second to an hour")
 
     def origins(self) -> tuple[str, ...]:
         """Give the sites whose pages may use the API."""

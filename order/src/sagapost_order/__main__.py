@@ -38,7 +38,8 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
                 *saga_api.routes(pool, policy, watcher),
                 *client_api.routes(pool, env=config.env),
                 *checks,
-            ]
+            ],
+            named={"client": "sagapost-client", "key_id": "sagapost-key-id"},
         )
         async with asyncio.TaskGroup() as group:
             group.create_task(lifecycle.serve(app, config.host, config.port, stop))

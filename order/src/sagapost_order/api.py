@@ -1,5 +1,6 @@
 """The order service over HTTP: parse, call one handler, answer; it must not know SQL."""
 
+import functools
 import re
 import time
 from collections.abc import Callable
@@ -26,16 +27,26 @@ def routes(pool: db.Pool, policy: states.Policy, pay_window_s: float, behind_s: 
         """Place an order; payment and receipt follow by themselves."""
         started_s = time.perf_counter()
         body = await request.body()
+        gone = functools.partial(web.is_gone, request.scope)
+        if gone():
+            raise errors.ClientGoneError("The client has gone away.")
         key = _check_headers(request, body)
         parsed, client = domain.parse_checkout(body), saga_api.client_of(request)
         if key is None:
             order = await handlers.checkout(
-                pool, parsed, pay_window_s=pay_window_s, started_s=started_s, client=client, behind_s=behind_s()
+                pool, parsed, pay_window_s=pay_window_s, started_s=started_s, client=client, behind_s=behind_s(), gone=gone
             )
             return _answered(resources.accepted(order))
         once = domain.IdempotencyKey(client=client, key=key, fingerprint=domain.fingerprint(parsed))
         answer = await handlers.checkout_once(
-            pool, parsed, once, answer=resources.accepted, pay_window_s=pay_window_s, started_s=started_s, behind_s=behind_s()
+            pool,
+            parsed,
+            once,
+            answer=resources.accepted,
+            pay_window_s=pay_window_s,
+            started_s=started_s,
+            behind_s=behind_s(),
+            gone=gone,
         )
         return _answered(answer if key[0] != _OURS else msgspec.structs.replace(answer, replayed=False))
 

@@ -1,5 +1,6 @@
 """The SQL of clients, their keys and their buckets; it must not know HTTP, nor a key itself."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -34,7 +35,8 @@ WITH known AS (
     )
     RETURNING tokens, granted
 )
-SELECT known.name AS client, known.scopes, known.rate_per_s, known.burst, drawn.granted, drawn.tokens AS remaining FROM known, drawn
+SELECT known.name AS client, known.key_id, known.scopes, known.rate_per_s, known.burst, drawn.granted, drawn.tokens AS remaining
+  FROM known, drawn
 """
 
 
@@ -42,11 +44,23 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     """What the gateway is told of a caller; `client` is None for nobody, `granted` calls may pass, `remaining` are left for all."""
 
     client: str | None = None
+    key_id: int | None = None
     scopes: tuple[str, ...] = ()
     rate_per_s: float = 0
     burst: int = 0
     granted: int = 0
     remaining: float = 0
+
+
+_KNOWN: Final = """
+SELECT encode(sha256, 'hex') FROM api_keys WHERE sha256 = ANY(%(sha256)s::bytea[]) AND revoked_at IS NULL LIMIT %(most)s
+"""
+
+
+async def known(conn: db.Connection, sha256: Sequence[bytes]) -> list[str]:
+    """Return, in hexadecimal, those of these digests that are somebody's keys."""
+    cursor = await conn.execute(_KNOWN, {"sha256": list(sha256), "most": len(sha256)})
+    return [row[0] for row in await cursor.fetchall()]
 
 
 async def draw(conn: db.Connection, sha256: bytes | None, want: int) -> Admission:

@@ -3,6 +3,7 @@
 FailureError
 ├── DomainError                      the caller's doing
 │   ├── MalformedRequestError        400 malformed-request
+│   ├── ClientGoneError              400 malformed-request, which nobody reads
 │   ├── IdempotencyKeyError          400 idempotency-key-invalid
 │   ├── NotFoundError                404 not-found
 │   ├── KeyInProgressError           409 idempotency-in-progress
@@ -32,7 +33,13 @@ class MalformedRequestError(errors.DomainError):
     """The body is not one JSON document as this service reads it."""
 
     slug: ClassVar[str] = "malformed-request"
-    title: ClassVar[str] = "The request cannot be read"
+    status: ClassVar[int] = 400
+
+
+class ClientGoneError(errors.DomainError):
+    """The client has gone away before anything was done for it."""
+
+    slug: ClassVar[str] = "malformed-request"
     status: ClassVar[int] = 400
 
 
@@ -40,7 +47,6 @@ class IdempotencyKeyError(errors.DomainError):
     """The Idempotency-Key header is empty, too long, repeated, or holds what a key may not hold."""
 
     slug: ClassVar[str] = "idempotency-key-invalid"
-    title: ClassVar[str] = "The idempotency key is not valid"
     status: ClassVar[int] = 400
 
 
@@ -48,7 +54,6 @@ class KeyInProgressError(errors.DomainError):
     """The first request with this key has no answer yet."""
 
     slug: ClassVar[str] = "idempotency-in-progress"
-    title: ClassVar[str] = "The first request with this key is still running"
     status: ClassVar[int] = 409
 
     def __init__(self) -> None:
@@ -59,7 +64,6 @@ class KeyReusedError(errors.DomainError):
     """The key has been used for another body."""
 
     slug: ClassVar[str] = "idempotency-key-reused"
-    title: ClassVar[str] = "The idempotency key has been used for another request"
     status: ClassVar[int] = 422
 
 
@@ -67,7 +71,6 @@ class NotCancellableError(errors.DomainError):
     """The order is finished, and its customer comes too late."""
 
     slug: ClassVar[str] = "order-not-cancellable"
-    title: ClassVar[str] = "The order cannot be cancelled any more"
     status: ClassVar[int] = 409
 
 
@@ -75,7 +78,6 @@ class NoSuchActionError(errors.DomainError):
     """The saga's state has no use for what the operator wants."""
 
     slug: ClassVar[str] = "saga-action-not-possible"
-    title: ClassVar[str] = "The saga is in a state in which this does nothing"
     status: ClassVar[int] = 409
 
 
@@ -83,7 +85,6 @@ class VersionMismatchError(errors.DomainError):
     """The saga is not the one that the operator looked at any more, or the request does not say which one that was."""
 
     slug: ClassVar[str] = "version-mismatch"
-    title: ClassVar[str] = "The saga has another version"
     status: ClassVar[int] = 412
 
 
@@ -91,7 +92,6 @@ class NotFoundError(errors.DomainError):
     """There is nothing of this id."""
 
     slug: ClassVar[str] = "not-found"
-    title: ClassVar[str] = "There is nothing here"
     status: ClassVar[int] = 404
 
 
@@ -99,7 +99,6 @@ class MediaTypeError(errors.DomainError):
     """The body is announced as something else than plain JSON."""
 
     slug: ClassVar[str] = "unsupported-media-type"
-    title: ClassVar[str] = "Only application/json without a content encoding is read"
     status: ClassVar[int] = 415
 
 
@@ -107,7 +106,6 @@ class RequestInvalidError(errors.DomainError):
     """The document is JSON, but not a checkout; `errors` points at what is wrong."""
 
     slug: ClassVar[str] = "validation-failed"
-    title: ClassVar[str] = "The request does not fit"
     status: ClassVar[int] = 422
 
 
@@ -121,7 +119,6 @@ class PriceChangedError(errors.DomainError):
     """The customer saw another price than the catalogue's."""
 
     slug: ClassVar[str] = "price-changed"
-    title: ClassVar[str] = "A price has changed"
     status: ClassVar[int] = 422
 
 
@@ -129,7 +126,6 @@ class UnknownProductError(errors.DomainError):
     """The cart holds something that is not in the catalogue."""
 
     slug: ClassVar[str] = "unknown-product"
-    title: ClassVar[str] = "There is no such product"
     status: ClassVar[int] = 422
 
 

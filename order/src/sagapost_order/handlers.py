@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Final, Generic, TypeVar
 from uuid import UUID
@@ -27,6 +27,16 @@ class _Written(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     xid: int | None
 
 
+def _there() -> bool:
+    return False
+
+
+def _require_client(gone: Callable[[], bool]) -> None:
+    """Give up when the client went away while this waited for a connection to the database: nothing was written, and nobody waits."""
+    if gone():
+        raise errors.ClientGoneError("The client has gone away.")
+
+
 async def checkout(
     pool: db.Pool,
     request: domain.CheckoutRequest,
@@ -35,9 +45,11 @@ async def checkout(
     started_s: float,
     client: str = access.DEMO,
     behind_s: float = 0,
+    gone: Callable[[], bool] = _there,
 ) -> domain.Order:
     """Place an order: order, lines, saga, history and OrderCreated in one transaction, all at the transaction's one instant.
 
+    Nothing is written when `gone()` says that the client has gone away before the first statement.
     `started_s` is the perf counter at the start of the request: what passed until the INSERT is the order's
     processing_duration_ms, because the row has to be written before its commit can be timed. `behind_s`: see saga.first_facts.
 
@@ -49,6 +61,7 @@ async def checkout(
     saga_id = ids.uuid7()
 
     async def place(conn: db.Connection) -> _Written[domain.Order]:
+        _require_client(gone)
         return await _place(conn, request, saga_id, pay_window_s, started_s, client=client, behind_s=behind_s)
 
     return await _store(pool, saga_id, place)
@@ -63,6 +76,7 @@ async def checkout_once(
     pay_window_s: float,
     started_s: float,
     behind_s: float = 0,
+    gone: Callable[[], bool] = _there,
 ) -> domain.Answer:
     """Place an order and keep its answer under the key, in one transaction; give the kept answer to whoever repeats the key.
 
@@ -79,6 +93,7 @@ async def checkout_once(
     saga_id = ids.uuid7()
 
     async def place_once(conn: db.Connection) -> _Written[domain.Answer]:
+        _require_client(gone)
         alone, kept = await queries.claim_key(conn, key)
         if kept:
             if kept.fingerprint != key.fingerprint:
@@ -177,6 +192,12 @@ async def get_product(pool: db.Pool, product_id: int) -> domain.Product:
     if found is None:
         raise errors.NotFoundError("There is no such product.")
     return found
+
+
+async def known_keys(pool: db.Pool, sha256: Sequence[bytes]) -> list[str]:
+    """Return, in hexadecimal, which of these digests are somebody's keys."""
+    async with db.connection(pool) as conn:
+        return await client_queries.known(conn, sha256)
 
 
 async def admit(pool: db.Pool, sha256: bytes | None, want: int) -> client_queries.Admission:

@@ -10,7 +10,7 @@ import litestar
 import msgspec
 from litestar import response
 
-from sagapost_chassis import db, problems, telemetry, web
+from sagapost_chassis import db, problems, telemetry, web, web_lines
 from sagapost_chassis.errors import FieldError, TransientError
 from sagapost_contracts import access
 from sagapost_order import actions, domain, errors, handlers, moves, resources, saga_queries, states, watch
@@ -42,6 +42,7 @@ def routes(pool: db.Pool, policy: states.Policy, watcher: watch.Watch) -> list[A
                 row, order, history = await handlers.get_saga(pool, found, owner=owner)
         headers = {"ETag": f'"{row.version}"', "Cache-Control": "no-cache"}
         if wait_s:
+            web_lines.note(request.scope, waits=True)
             headers["Preference-Applied"] = f"wait={wait_s}"
         if _matches(tags, row.version):
             return litestar.Response(b"", status_code=304, headers=headers)
@@ -52,6 +53,7 @@ def routes(pool: db.Pool, policy: states.Policy, watcher: watch.Watch) -> list[A
         """Show a saga's history, row by row as it is written, until the saga is done."""
         found = _uuid(saga_id)
         last = request.headers.get("last-event-id", "")
+        web_lines.note(request.scope, waits=True)
         async with watcher.turns:
             row, _ = await handlers.get_history(pool, found, domain.MAX_ID, owner=_owner(request))  # 404 before the stream begins
         # no row has a larger number: whoever names one has seen another saga
