@@ -31,7 +31,8 @@ class Stack:
         self._inside = inside or {}
         self._folder = folder
         self._environments = {name: {"SAGAPOST_PORT": str(ports.trial(1)[0]), **env} for name, env in environments.items()}
-        self._environments["gateway"]["SAGAPOST_ORDER_URL"] = f"http://127.0.0.1:{self._environments['order']['SAGAPOST_PORT']}"
+        for caller in ("gateway", "email"):
+            self._environments[caller]["SAGAPOST_ORDER_URL"] = f"http://127.0.0.1:{self._environments['order']['SAGAPOST_PORT']}"
         self.running: dict[str, services.Service] = {}
         self.accepted: list[uuid.UUID] = []
         self.mail_gap_crashes = 0  # deaths between the mail server's 250 and the acknowledgement

@@ -36,6 +36,7 @@ class OrderService:
 
     def __init__(self) -> None:
         self.status = 200
+        self.saga_status = 404
         self.answer: Mapping[str, object] = {"send": True, "lease_s": 60.0}
         self.asked: list[str] = []
         self.port = 0
@@ -45,8 +46,9 @@ class OrderService:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 self.asked.append((await reader.readuntil(b"\r\n\r\n")).decode())
+                status = self.status if self.asked[-1].startswith("POST") else self.saga_status
                 body = json.dumps(self.answer).encode()
-                writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%s" % (self.status, len(body), body))
+                writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body))
         writer.close()
 
 

@@ -242,6 +242,18 @@ async def test_a_receipt_that_is_not_wanted_is_not_sent(vhost: str, mailbox: ser
     assert await email_desk.published(vhost) == []
 
 
+async def test_an_order_service_of_an_earlier_version_lets_receipts_go(vhost: str, mailbox: services.Service) -> None:
+    """It has the saga and does not know the question, as during an upgrade: the receipt leaves, as it did before."""
+    event = email_desk.paid()
+
+    async with email_desk.order_service() as order, opened(vhost, mailbox) as outlets, asking(outlets, order) as outlets:
+        order.status, order.saga_status = 404, 200
+        await handlers.on_payment_processed(outlets, email_desk.delivery_of(event), event)
+
+    assert [head.split(" ")[1] for head in order.asked] == [f"/sagas/{event.saga_id}/receipt", f"/ops/sagas/{event.saga_id}"]
+    assert len(email_desk.mails(mailbox, event.saga_id)) == 1
+
+
 @pytest.mark.parametrize("status", [500, 503, 401])
 async def test_without_the_order_services_answer_a_receipt_waits(status: int, vhost: str, mailbox: services.Service) -> None:
     """An order service that fails costs no attempt and lets no receipt out; its answer comes later, and the receipt leaves."""

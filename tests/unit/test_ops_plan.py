@@ -63,6 +63,7 @@ def test_databases_broker_and_mail_move_to_the_next_free_port() -> None:
         variables["payment"]["SAGAPOST_DATABASE_URL"] == "postgresql://payment_service:payment_service_password@127.0.0.1:5435/payment_db"
     )
     assert variables["email"]["SAGAPOST_SMTP_PORT"] == variables["mailbox"]["SAGAPOST_SMTP_PORT"] == "1026"
+    assert variables["email"]["SAGAPOST_ORDER_URL"] == variables["gateway"]["SAGAPOST_ORDER_URL"]
     assert all(variables[name]["SAGAPOST_AMQP_URL"].endswith("@127.0.0.1:5673/") for name in ("order", "payment", "email", "relay-order"))
 
 

@@ -24,6 +24,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _ANSWER: Final = msgspec.json.Decoder(Answer)
+_OF_AN_EARLIER_VERSION: Final = Answer(send=True, lease_s=660)
 
 
 class Orders:
@@ -75,8 +76,8 @@ class Orders:
         except (aiohttp.ClientError, OSError) as exc:
             self.gate.failed()
             raise errors.OrderUnavailableError(f"no answer from the order service: {type(exc).__name__}") from exc
-        if status == 404:
-            raise errors.UnknownSagaError(f"the order service has no saga {saga_id}")
+        if status in {404, 405}:
+            return await self._unasked(session, saga_id)
         if status != 200:
             self.gate.failed()
             raise errors.OrderUnavailableError(f"the order service answered {status}")
@@ -84,3 +85,17 @@ class Orders:
             return _ANSWER.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
             raise errors.OrderUnavailableError("the order service's answer cannot be read") from exc
+
+    async def _unasked(self, session: aiohttp.ClientSession, saga_id: UUID) -> Answer:
+        """Answer for an order service of an earlier version, which has the saga and not the question, while it is being replaced."""
+        try:
+            async with session.get(f"/ops/sagas/{saga_id}", allow_redirects=False) as response:
+                if response.status == 200:
+                    return _OF_AN_EARLIER_VERSION
+                known = response.status == 404
+        except (aiohttp.ClientError, OSError) as exc:
+            self.gate.failed()
+            raise errors.OrderUnavailableError(f"no answer from the order service: {type(exc).__name__}") from exc
+        if known:
+            raise errors.UnknownSagaError(f"the order service has no saga {saga_id}")
+        raise errors.OrderUnavailableError("the order service does not say whether it has the saga")

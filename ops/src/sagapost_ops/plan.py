@@ -187,6 +187,7 @@ def _services(options: Options, ports: dict[str, int], where: state.Addresses, h
             "SAGAPOST_SMTP_HOST": "127.0.0.1",
             "SAGAPOST_SMTP_PORT": str(ports["smtp"]),
             "SAGAPOST_MAIL_MEMORY": str(home / "mail-memory"),
+            "SAGAPOST_ORDER_URL": f"http://127.0.0.1:{ports['order']}",
         },
         "relay-order": _database(ports, "order_relay"),
         "relay-payment": _database(ports, "payment_relay"),
