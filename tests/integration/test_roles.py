@@ -176,6 +176,20 @@ def test_services_and_relays_do_their_work_with_their_roles(urls: Mapping[str, s
     assert [service.logs() for service in started.values() if "permission denied" in service.logs()] == []
 
 
+@pytest.mark.parametrize("role", EVERYBODY)
+def test_a_service_may_forget_by_age_and_a_relay_may_not(urls: Mapping[str, str], role: str) -> None:
+    """The functions that forget are the services' alone, and even they get at no row that is young."""
+    with psycopg.connect(urls[role], autocommit=True) as conn:
+        if role in RELAYS:
+            with pytest.raises(errors.InsufficientPrivilege):
+                conn.execute("SELECT forget_inbox(0, 10)")
+            return
+        conn.execute("INSERT INTO inbox (message_id, type, received_at) VALUES (gen_random_uuid(), 'T', now() - interval '29 days')")
+        found = conn.execute("SELECT forget_inbox(0, 10), forget_customers(0, 10)").fetchone()
+
+    assert found == (0, 0)
+
+
 @pytest.mark.anyio
 async def test_a_relay_turns_the_ring_with_its_role(urls: Mapping[str, str]) -> None:
     """LOCK, the look at what is settled, TRUNCATE, the sequence: the relay's role suffices."""

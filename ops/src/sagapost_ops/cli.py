@@ -23,6 +23,7 @@ _COMMANDS: Final = {
     "outbox": ("outbox", "Show, retry or replay what the databases have to publish."),
     "dlq": ("dlq", "See why messages failed; send them again, or discard them."),
     "restored": ("restored", "Bring both databases together after one of them went back in time."),
+    "retain": ("retain", "Forget what is older than it has to be kept."),
     "erase": ("erase", "Replace a customer's e-mail address everywhere; amounts stay."),
     "verify": ("verify", "Prove that no order was lost, doubled or forgotten."),
     "load": ("load", "Send checkouts at a fixed rate and measure what customers see."),

@@ -19,6 +19,7 @@ _CLOSE: Final = (
 _TAKE_BACK: Final = (
     sql.SQL("REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {role}"),
     sql.SQL("REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM {role}"),
+    sql.SQL("REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM {role}"),
     sql.SQL("GRANT CONNECT ON DATABASE {database} TO {role}"),
 )
 
@@ -58,6 +59,8 @@ def grant(url: str, database: str) -> int:
             for kind, rights in ((sql.SQL("TABLE"), role.tables), (sql.SQL("SEQUENCE"), role.sequences)):
                 for name, words in rights.items():
                     conn.execute(_grant(kind, name, words, role.name))
+            for name in role.functions:
+                conn.execute(sql.SQL("GRANT EXECUTE ON FUNCTION {} TO {}").format(sql.Identifier(name), sql.Identifier(role.name)))
         return len(present)
 
 

@@ -16,17 +16,22 @@ Rights = tuple[LiteralString, ...]
 
 
 class Role(msgspec.Struct, frozen=True, kw_only=True):
-    """A login role; `tables` and `sequences` map each that it may touch to how, columns in brackets."""
+    """A login role; `tables` and `sequences` map each that it may touch to how, columns in brackets.
+
+    `functions`: those with their owner's rights that it may call; everybody else may not.
+    """
 
     name: str
     database: str
     tables: dict[str, Rights]
     sequences: dict[str, Rights]
+    functions: tuple[LiteralString, ...] = ()
 
 
 # A row of the outbox is only ever added; its defaults draw an id and read which partition is being filled.
 _WRITES_OUTBOX: Final[dict[str, Rights]] = {"outbox": ("INSERT",), "inbox": ("SELECT", "INSERT")}
 _OUTBOX_DEFAULTS: Final[dict[str, Rights]] = {"outbox_id": ("USAGE",), "outbox_ring": ("SELECT",)}
+_FORGETS: Final[tuple[LiteralString, ...]] = ("forget_inbox", "forget_customers")  # by age, and nothing that is younger than 30 days
 _PARTITIONS: Final = tuple(f"outbox_{number}" for number in range(4))
 _RELAYS: Final[dict[str, Rights]] = {
     "outbox": ("SELECT",),
@@ -58,6 +63,7 @@ ROLES: Final = (
             **_WRITES_OUTBOX,
         },
         sequences=_OUTBOX_DEFAULTS,
+        functions=_FORGETS,
     ),
     Role(
         name="payment_service",
@@ -69,6 +75,7 @@ ROLES: Final = (
             **_WRITES_OUTBOX,
         },
         sequences=_OUTBOX_DEFAULTS,
+        functions=_FORGETS,
     ),
     Role(name="order_relay", database="order", tables=_RELAYS, sequences=_TURNS_RING),
     Role(name="payment_relay", database="payment", tables=_RELAYS, sequences=_TURNS_RING),

@@ -4,7 +4,7 @@ import asyncio
 import functools
 import os
 
-from sagapost_chassis import amqp, consuming, db, health, ladder, lifecycle, outbox, settings, web
+from sagapost_chassis import amqp, consuming, db, health, ladder, lifecycle, outbox, retention, settings, web
 from sagapost_contracts import topology
 from sagapost_order import api, client_api, consumer, saga_api, sweeper, watch
 from sagapost_order.settings import Settings
@@ -47,6 +47,8 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
             group.create_task(hints.run(stop))
             group.create_task(watcher.run(stop))
             group.create_task(sweeper.run(pool, policy, stop, backlog))
+            terms = retention.Terms(inbox_days=config.inbox_days, customer_days=config.customer_days)
+            group.create_task(retention.run(pool, terms, stop))
 
 
 async def _reads(pool: db.Pool) -> bool:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import msgspec
 
-from sagapost_chassis import ladder, settings
+from sagapost_chassis import ladder, retention, settings
 from sagapost_order import states
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=7 * 24 * 3600)]
@@ -14,7 +14,7 @@ _Attempts = Annotated[int, msgspec.Meta(ge=0, le=1000)]
 class Settings(settings.Common, frozen=True, kw_only=True):
     """`pay_window_s`: seconds after which an unpaid order is given up; `retry_delays_s`: see ladder.parse.
 
-    The others are the saga's policy, see states.Policy.
+    `inbox_days`, `customer_days`: see retention.Terms. The others are the saga's policy, see states.Policy.
     """
 
     database_url: settings.DatabaseUrl
@@ -32,6 +32,8 @@ class Settings(settings.Common, frozen=True, kw_only=True):
     compensate_parked_s: _Seconds = states.POLICY.compensate_parked_s
     cancel_window_s: Annotated[float, msgspec.Meta(ge=0, le=365 * 24 * 3600)] = states.POLICY.cancel_window_s
     notify_failure: str = states.POLICY.notify_failure
+    inbox_days: retention.Days = retention.INBOX_DAYS
+    customer_days: retention.Days = 0
 
     def __post_init__(self) -> None:
         """Refuse a policy that does not exist."""

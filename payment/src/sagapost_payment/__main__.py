@@ -4,7 +4,7 @@ import asyncio
 import os
 from functools import partial
 
-from sagapost_chassis import amqp, consuming, db, ladder, lifecycle, outbox, settings
+from sagapost_chassis import amqp, consuming, db, ladder, lifecycle, outbox, retention, settings
 from sagapost_contracts import topology
 from sagapost_payment import api, clock, consumer, provider, sweeper
 from sagapost_payment.settings import Settings
@@ -33,6 +33,8 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
             group.create_task(worker.run(stop))
             group.create_task(hints.run(stop))
             group.create_task(sweeper.run(pool, psp, stop, config.terms(), skew))
+            terms = retention.Terms(inbox_days=config.inbox_days, customer_days=config.customer_days)
+            group.create_task(retention.run(pool, terms, stop))
 
 
 def main() -> None:

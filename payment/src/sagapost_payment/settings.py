@@ -1,6 +1,6 @@
 """What the payment process reads from its environment."""
 
-from sagapost_chassis import ladder, settings
+from sagapost_chassis import ladder, retention, settings
 from sagapost_payment import consumer, domain, provider
 
 
@@ -9,6 +9,7 @@ class Settings(settings.Common, frozen=True, kw_only=True):
 
     `look_s`: seconds after which a payment that should have moved on is looked at again. `retry_delays_s`: see ladder.parse.
     `max_clock_skew_s`: by how much the clocks of order and payment may differ before readiness shows it.
+    `inbox_days`, `customer_days`: see retention.Terms.
     """
 
     port: int = 8002
@@ -20,6 +21,8 @@ class Settings(settings.Common, frozen=True, kw_only=True):
     look_s: float = 60
     max_clock_skew_s: float = 10
     retry_delays_s: str = consumer.RETRY_DELAYS_S
+    inbox_days: retention.Days = retention.INBOX_DAYS
+    customer_days: retention.Days = 0
 
     def __post_init__(self) -> None:
         """Refuse limits that would never let a call through."""

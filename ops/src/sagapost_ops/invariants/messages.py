@@ -45,10 +45,12 @@ SELECT format('%s %s was taken in, and no saga shows it', i.type, i.message_id)
   FROM inbox AS i LEFT JOIN saga_history AS h ON h.message_id = i.message_id
  WHERE h.message_id IS NULL ORDER BY i.received_at LIMIT 100
 """
+# the inbox forgets what is older than 30 days
 _TRACE_WITHOUT_SEEN: Final = """
 SELECT format('saga %s shows %s %s, which was not taken in', h.saga_id, h.event, h.message_id)
   FROM saga_history AS h LEFT JOIN inbox AS i ON i.message_id = h.message_id
- WHERE h.source = 'event' AND h.message_id IS NOT NULL AND i.message_id IS NULL ORDER BY h.saga_id, h.seq LIMIT 100
+ WHERE h.source = 'event' AND h.message_id IS NOT NULL AND i.message_id IS NULL AND h.at > now() - interval '30 days'
+ ORDER BY h.saga_id, h.seq LIMIT 100
 """
 
 
