@@ -116,6 +116,27 @@ def urls(order_db: str, payment_db: str) -> dict[str, str]:
     return found
 
 
+_OUTBOX_ROW: Final = """
+INSERT INTO outbox (shard, event_id, aggregate, type, routing_key, correlation_id, headers, payload, created_at)
+VALUES (0, gen_random_uuid(), 'order-1', 'OrderCreated', 'order.order.created', 'c', '{}', 'true', now())
+"""
+_SET_ASIDE: Final = """
+INSERT INTO outbox_parked (id, shard, event_id, aggregate, type, routing_key, correlation_id, headers, payload, created_at,
+                           state, reason, detail, attempts, retry_at)
+VALUES (%(id)s, 0, gen_random_uuid(), 'order-9', 'RequestNotification', 'order.notification.requested', 'c', '{}', 'forged', now(),
+        'waiting', 'nacked', '', 1, now())
+"""
+_KEYS: Final = """
+WITH placed AS (
+    INSERT INTO orders (user_id, user_email, status, currency, total_amount, payment_method, processing_duration_ms, created_at, updated_at)
+    VALUES (1, 'a@example.com', 'pending', 'USD', 1, 'pm_card_ok', 0, now(), now()) RETURNING id
+)
+INSERT INTO idempotency_keys (client, key, fingerprint, order_id, status, location, body, created_at)
+SELECT 'demo', k, repeat('a', 32)::bytea, placed.id, 202, '/', '', now() - age
+  FROM placed, (VALUES ('young', interval '6 days'), ('old', interval '8 days')) AS keys (k, age)
+"""
+
+
 @pytest.mark.parametrize("role", EVERYBODY)
 def test_a_role_can_do_nothing_beyond_its_work(urls: Mapping[str, str], role: str) -> None:
     """Changing the schema, rewriting history, reading or emptying other tables, getting out of the database: each is refused."""
@@ -260,3 +281,33 @@ def test_production_makes_no_role_with_a_weak_password(order_db: str) -> None:
     assert "refused in production: SAGAPOST_ORDER_DATABASE_URL" in done.stderr
     assert "SAGAPOST_DATABASE_PASSWORD_ORDER_SERVICE: its password is the development default" in str(refused.value)
     assert "SAGAPOST_DATABASE_PASSWORD_ORDER_RELAY: its password has fewer than 16 characters" in str(refused.value)
+
+
+def test_a_relay_sets_aside_only_what_stands_in_the_outbox(urls: Mapping[str, str], order_db: str) -> None:
+    """Whatever it writes beside a row's number, the text is the outbox's; a row that is not there is refused."""
+    with psycopg.connect(order_db, autocommit=True) as owner:
+        owner.execute(_OUTBOX_ROW)
+        (number,) = owner.execute("SELECT id FROM outbox").fetchone() or (0,)
+    with psycopg.connect(urls["order_relay"], autocommit=True) as relay:
+        relay.execute(_SET_ASIDE, {"id": number})
+        with pytest.raises(errors.InsufficientPrivilege):
+            relay.execute(_SET_ASIDE, {"id": number + 1})
+        with pytest.raises(errors.InsufficientPrivilege):
+            relay.execute("UPDATE outbox_parked SET payload = 'mine', event_id = gen_random_uuid()")
+
+        assert relay.execute("SELECT routing_key, payload, aggregate FROM outbox_parked").fetchall() == [
+            ("order.order.created", b"true", "order-1")
+        ]
+
+
+def test_an_idempotency_key_is_kept_until_it_has_expired(urls: Mapping[str, str], order_db: str) -> None:
+    """The service's role deletes one of eight days, not one of six, and cannot make one older than it is."""
+    with psycopg.connect(order_db, autocommit=True) as owner:
+        owner.execute(_KEYS)
+    with psycopg.connect(urls["order_service"], autocommit=True) as service:
+        for statement in ("DELETE FROM idempotency_keys WHERE key = 'young'", "UPDATE idempotency_keys SET created_at = '2020-01-01'"):
+            with pytest.raises(errors.InsufficientPrivilege):
+                service.execute(statement)
+        service.execute("DELETE FROM idempotency_keys WHERE key = 'old'")
+
+        assert service.execute("SELECT key FROM idempotency_keys").fetchall() == [("young",)]

@@ -41,7 +41,8 @@ _RELAYS: Final[dict[str, Rights]] = {
     "outbox_bucket": ("SELECT", "UPDATE"),
     "outbox_cursor": ("SELECT", "UPDATE"),
     "outbox_relay": ("SELECT", "INSERT", "UPDATE", "DELETE"),
-    "outbox_parked": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    # a trigger takes what it inserts from the outbox: the relay cannot add a message of its own
+    "outbox_parked": ("SELECT", "INSERT", "UPDATE (state, reason, detail, attempts, retry_at)", "DELETE"),
 }
 _TURNS_RING: Final[dict[str, Rights]] = {"outbox_ring": ("SELECT", "UPDATE")}
 

@@ -22,6 +22,7 @@ class Row(NamedTuple):
     payload: bytes | None
     size_bytes: int
     created_s: float
+    aggregate: str = ""
 
 
 class Outcome(enum.IntEnum):

@@ -17,6 +17,7 @@ from sagapost_relay.shard import Shard
 
 STALE_S: Final = 5.0
 LEASE_MARGIN_S: Final = 0.5
+_NO_EXCHANGE: Final = 404
 BACKOFF_MAX_S: Final = 1.0  # the first confirm is to come within 2 s of the broker's
 
 
@@ -45,11 +46,14 @@ class Desk:
         self.turn = asyncio.Event()  # shards changed hands somewhere
         self._opening = asyncio.Lock()
         self.control = asyncio.Lock()  # one transaction at a time on the control connection
+        self._reached_at = time.monotonic()
+        self.missing: str | None = None  # what the broker said when it had no such exchange; None again after any other answer
+        self.unserved = (0, 0)  # shards without a lease that can be believed, at the last two beats
         self.polled_at = self.led_at = time.monotonic()
 
-    def admit(self, cursor: queries.Cursor, deadline: float) -> None:
-        """Take a shard in hand."""
-        self.shards[cursor.shard] = Shard(cursor, deadline, keys=self.keys)
+    def admit(self, cursor: queries.Cursor, deadline: float, waiting: frozenset[str] = frozenset()) -> None:
+        """Take a shard in hand; rows of the aggregates in `waiting` wait for the broker."""
+        self.shards[cursor.shard] = Shard(cursor, deadline, keys=self.keys, waiting=waiting)
         metrics.EPOCH.labels(cursor.shard).set(cursor.epoch)
         telemetry.log.info("relay.shard_taken", shard=cursor.shard, epoch=cursor.epoch, strikes=cursor.strikes)
 
@@ -60,6 +64,20 @@ class Desk:
             with suppress(KeyError):
                 gauge.remove(shard.number)
         telemetry.log.info("relay.shard_left", shard=shard.number, epoch=shard.lease.epoch, reason=reason)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why this relay cannot publish now, for the others and for `outbox stats`; None: it can."""
+        if self.missing is not None:
+            return self.missing
+        if self.broker is not None and self.broker.is_open:
+            self._reached_at = time.monotonic()
+        return "no connection to the broker" if time.monotonic() - self._reached_at > STALE_S else None
+
+    def note_unserved(self, number: int) -> None:
+        """Note how many shards nobody serves."""
+        self.unserved = (self.unserved[1], number)
+        metrics.UNSERVED.set(number)
 
     def hint(self) -> None:
         """Take a writer's word that there is something to read."""
@@ -73,6 +91,7 @@ class Desk:
             for block in shard.settle():
                 any_block = True
                 confirmed = block.outcomes.count(Outcome.CONFIRMED)
+                self.missing = None  # whatever it answered, it has the exchange
                 metrics.PUBLISHED.inc(confirmed)
                 metrics.LATENCY.observe(block.rows)
                 if confirmed < len(block.rows):
@@ -112,20 +131,27 @@ class Desk:
             if broker is None or not broker.is_open:
                 self._lose(shard, None, 0)
             elif lane.closed is not None:
+                self.missing = lane.closed if lane.reply_code == _NO_EXCHANGE else self.missing
                 # access refused, no such exchange: nothing that a row could be the reason of
                 said = lane.closed if lane.reply_code is not None else None
                 self._lose(shard, said, backoff_s(shard.losses), to_blame=lane.reply_code not in {403, 404})
-            elif shard.flights and (block := shard.flights[0].block) is not None:
-                if broker.blocked:
-                    shard.excuse(now)
-                elif now - block.sent_at > self.config.confirm_timeout_s:
-                    telemetry.log.warning("relay.unanswered", shard=shard.number, rows=block.left)
-                    if shard.expire(now - self.config.confirm_timeout_s):
-                        shard.excuse(now)
-                    else:
-                        self.broken.set()
+            else:
+                self._watch_answers(shard, now, is_blocked=broker.blocked)
         if broker is not None and not broker.is_open:
             self.broken.set()
+
+    def _watch_answers(self, shard: Shard, now: float, *, is_blocked: bool) -> None:
+        block = shard.flights[0].block if shard.flights else None
+        if block is None:
+            return
+        if is_blocked:
+            shard.excuse(now)
+        elif now - block.sent_at > self.config.confirm_timeout_s:
+            telemetry.log.warning("relay.unanswered", shard=shard.number, rows=block.left)
+            if shard.expire(now - self.config.confirm_timeout_s):
+                shard.excuse(now)
+            else:
+                self.broken.set()
 
     def _lose(self, shard: Shard, refusal: str | None, wait_s: float, *, to_blame: bool = True) -> None:
         rows = shard.unsettled()

@@ -52,7 +52,7 @@ async def store(conn: db.Connection, desk: Desk) -> None:
 
 
 async def retries(conn: db.Connection, desk: Desk) -> None:
-    """Publish again what was set aside, each row when its time has come, until its attempts are used up."""
+    """Publish again what was set aside, each row when its time has come."""
     while True:
         await asyncio.sleep(RETRY_S)
         if desk.broker is None or not desk.broker.is_open or desk.broker.blocked:
@@ -69,15 +69,17 @@ async def _retry(conn: db.Connection, desk: Desk, reasons: Sequence[parked.Reaso
         return False
     async with desk.control:
         rows = await parked.due(conn, numbers, reasons, limit, desk.policy)
+    moved = False
     for number in sorted({row.shard for row in rows}):
         metrics.RETRIED.inc(sum(row.shard == number for row in rows))
         shard = desk.shards.get(number)
         if shard is not None:
-            await _publish_again(conn, desk, shard, [row for row in rows if row.shard == number])
-    return len(rows) == limit and limit > 1
+            moved = await _publish_again(conn, desk, shard, [row for row in rows if row.shard == number]) or moved
+    return limit > 1 and (moved or len(rows) == limit)  # what one of them kept waiting is due now
 
 
-async def _publish_again(conn: db.Connection, desk: Desk, shard: Shard, rows: Sequence[Row]) -> None:
+async def _publish_again(conn: db.Connection, desk: Desk, shard: Shard, rows: Sequence[Row]) -> bool:
+    """Return whether the broker took any of them."""
     refused = [aside for row in rows if (aside := parked.unfit(row, desk.keys)) is not None]
     unfit = {aside.row.id for aside in refused}
     sendable = [row for row in rows if row.id not in unfit]
@@ -97,6 +99,9 @@ async def _publish_again(conn: db.Connection, desk: Desk, shard: Shard, rows: Se
         await parked.taken(conn, taken)
         await parked.refused(conn, refused, desk.policy)
         await parked.worn_out(conn, unknown, desk.policy)
+        if taken:
+            shard.wait_for((await parked.waiting(conn, [shard.number])).get(shard.number, frozenset()))
+    return bool(taken)
 
 
 async def _answer(desk: Desk, shard: Shard, rows: Sequence[Row]) -> tuple[Block, str | None]:

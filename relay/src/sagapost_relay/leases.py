@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from sagapost_chassis import db, outbox
-from sagapost_relay import errors, keeper, metrics, queries
+from sagapost_relay import errors, keeper, metrics, parked, queries
 from sagapost_relay.desk import LEASE_MARGIN_S, Desk
 
 BEAT_S: Final = 1.0
@@ -51,7 +51,7 @@ async def _beat(conn: db.Connection, desk: Desk, *, leaving: bool) -> None:
     asked_at = time.monotonic()
     lease_s = desk.config.lease_s
     async with desk.control, conn.transaction():
-        relays = await queries.seen(conn, desk.owner, lease_s)
+        relays = await queries.seen(conn, desk.owner, lease_s, desk.trouble)
         target = 0 if leaving else share(relays, desk.owner, outbox.SHARDS)
         mine = await queries.renew(conn, desk.owner, [shard.lease for shard in desk.shards.values()], lease_s)
         lost = [number for number in desk.shards if number not in mine]
@@ -60,12 +60,18 @@ async def _beat(conn: db.Connection, desk: Desk, *, leaving: bool) -> None:
             raise errors.FencedError(f"shards {lost} belong to another relay")
         wanted = target - len(desk.shards)
         cursors = await queries.claim(conn, desk.owner, list(desk.shards), wanted, lease_s) if wanted > 0 else []
-        await _trust(conn, cursors)  # inside: who refuses leaves no lease behind
+        ahead = await _ahead(conn, cursors)  # who refuses leaves no lease behind
+        if ahead:
+            await queries.distrust(conn, desk.owner, ahead)
+        waiting = await parked.waiting(conn, [cursor.shard for cursor in cursors]) if cursors else {}
+        desk.note_unserved(outbox.SHARDS - await queries.served(conn, lease_s))
+    if ahead:
+        raise errors.RefusedError(queries.refusal(ahead))  # outside: the transaction that stores the refusal is to be committed
     deadline = asked_at + lease_s - min(LEASE_MARGIN_S, lease_s / 4)
     for shard in desk.shards.values():
         shard.deadline = deadline
     for cursor in cursors:
-        desk.admit(cursor, deadline)
+        desk.admit(cursor, deadline, waiting.get(cursor.shard, frozenset()))
     if cursors:
         desk.wake.set()
     staying = [shard for shard in desk.shards.values() if not shard.leaving]
@@ -74,15 +80,23 @@ async def _beat(conn: db.Connection, desk: Desk, *, leaving: bool) -> None:
     desk.led_at = time.monotonic()
 
 
-async def _trust(conn: db.Connection, cursors: Sequence[queries.Cursor]) -> None:
+async def _ahead(conn: db.Connection, cursors: Sequence[queries.Cursor]) -> list[int]:
+    """Return the shards whose cursors lie ahead of this server, or did so once.
+
+    Raises:
+        errors.RefusedError: the cursors are another cluster's.
+
+    """
     if not cursors:
-        return
+        return []
     server = await queries.server(conn)
-    if any(cursor.system_identifier != server.system_identifier for cursor in cursors):
+    if any(cursor.system_identifier not in {server.system_identifier, queries.DISTRUSTED} for cursor in cursors):
         raise errors.RefusedError(
             "the outbox cursors were written in another PostgreSQL cluster (a restore or a copy): their transaction ids mean "
             "nothing here, and going on could lose messages; look at it with: ./sagapost outbox repair"
         )
+    now, _ = await queries.current_snapshot(conn)
+    return [one.shard for one in cursors if one.system_identifier == queries.DISTRUSTED or queries.is_ahead(one, now)]
 
 
 async def _release(conn: db.Connection, desk: Desk) -> bool:

@@ -21,6 +21,9 @@ ROTATIONS: Final = prometheus_client.Counter("sagapost_relay_rotations_total", "
 ROTATION_BLOCKED: Final = prometheus_client.Gauge("sagapost_relay_rotation_blocked", "1 while the ring is due to turn and cannot")
 BROKER_BLOCKED: Final = prometheus_client.Gauge("sagapost_relay_broker_blocked", "1 while the broker takes no messages (an alarm)")
 EPOCH: Final = prometheus_client.Gauge("sagapost_relay_lease_epoch", "Fencing token of each shard held here", ["shard"])
+UNSERVED: Final = prometheus_client.Gauge(
+    "sagapost_relay_shards_unserved", "Shards of this database that no relay holds under a lease that can be believed"
+)
 BACKLOG: Final = prometheus_client.Gauge("sagapost_relay_backlog_rows", "Rows not settled yet, counted up to 10,000", ["shard"])
 OLDEST: Final = prometheus_client.Gauge("sagapost_relay_oldest_unconfirmed_seconds", "Age of the first row not settled yet", ["shard"])
 PARKED: Final = prometheus_client.Gauge("sagapost_relay_parked_rows", "Rows set aside, by state and reason", ["state", "reason"])

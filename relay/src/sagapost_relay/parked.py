@@ -9,8 +9,10 @@ import msgspec
 from sagapost_chassis import db
 from sagapost_relay.blocks import Block, Outcome, Row
 
-Reason = Literal["unroutable", "nacked", "too-large", "foreign-key", "refused", "crash-suspect"]
-GENTLE: Final[tuple[Reason, ...]] = ("unroutable", "nacked", "too-large", "foreign-key")
+Reason = Literal["unroutable", "nacked", "behind", "too-large", "foreign-key", "refused", "crash-suspect"]
+# The broker's state and not the row's fault: tried again without end, and later rows of the same aggregate wait behind such a row.
+ENDLESS: Final[tuple[Reason, ...]] = ("unroutable", "nacked", "behind")
+GENTLE: Final[tuple[Reason, ...]] = (*ENDLESS, "too-large", "foreign-key")
 DANGEROUS: Final[tuple[Reason, ...]] = ("refused", "crash-suspect")  # tried alone: what they take down has no other rows in it
 _REASONS: Final[dict[int, Reason]] = {Outcome.RETURNED: "unroutable", Outcome.NACKED: "nacked", Outcome.REFUSED: "refused"}
 _NACKED: Final = "a queue rejected it: it is full, or has no leader"
@@ -26,12 +28,18 @@ SELECT o.id, o.shard, o.event_id, o.aggregate, o.type, o.routing_key, o.correlat
   JOIN outbox AS o ON o.shard::integer = n.shard::integer AND o.id = n.id
     ON CONFLICT (id) DO NOTHING
 """
-# counted before it is tried, so that what ends the relay is tried a limited number of times too; full jitter
+# Counted before it is tried, so that what ends the relay is tried a limited number of times too; full jitter. Of the rows that wait
+# for the broker only the first of each aggregate is due: that keeps their order.
 _DUE: Final = """
 WITH due AS MATERIALIZED (
-    SELECT id FROM outbox_parked
-     WHERE shard = ANY(%(shards)s::smallint[]) AND state = 'waiting' AND retry_at <= now() AND reason = ANY(%(reasons)s::text[])
-     ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    SELECT p.id FROM outbox_parked AS p
+     WHERE p.shard = ANY(%(shards)s::smallint[]) AND p.state = 'waiting' AND p.retry_at <= now() AND p.reason = ANY(%(reasons)s::text[])
+       AND NOT (p.reason = ANY(%(endless)s::text[]) AND EXISTS (
+           SELECT FROM outbox_parked AS q
+            WHERE q.shard = p.shard AND q.aggregate = p.aggregate AND q.id < p.id
+              AND q.state = 'waiting' AND q.reason = ANY(%(endless)s::text[])
+       ))
+     ORDER BY p.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
 UPDATE outbox_parked AS p
    SET attempts = p.attempts + 1,
@@ -40,17 +48,34 @@ UPDATE outbox_parked AS p
  WHERE p.id = due.id
 RETURNING p.id, p.shard, p.event_id::text, p.type, p.routing_key, p.correlation_id, p.headers::text,
           CASE WHEN octet_length(p.payload) <= %(max_bytes)s THEN p.payload END, octet_length(p.payload),
-          extract(epoch FROM p.created_at)::float8, p.attempts
+          extract(epoch FROM p.created_at)::float8, p.aggregate
 """
-_TAKEN: Final = "DELETE FROM outbox_parked WHERE id = ANY(%(ids)s::bigint[])"
+# the next of the same aggregate is due at once
+_TAKEN: Final = """
+WITH gone AS (DELETE FROM outbox_parked WHERE id = ANY(%(ids)s::bigint[]) RETURNING shard, aggregate)
+UPDATE outbox_parked AS p SET retry_at = now()
+  FROM (SELECT DISTINCT shard, aggregate FROM gone) AS g
+ WHERE p.shard = g.shard AND p.aggregate = g.aggregate AND p.state = 'waiting' AND p.reason = ANY(%(endless)s::text[])
+   AND NOT p.id = ANY(%(ids)s::bigint[])
+"""
+_WAITING: Final = """
+SELECT DISTINCT shard, aggregate FROM outbox_parked
+ WHERE shard = ANY(%(shards)s::smallint[]) AND state = 'waiting' AND reason = ANY(%(endless)s::text[])
+"""
+# what a relay of the version before has parked
+_REOPEN: Final = "UPDATE outbox_parked SET state = 'waiting' WHERE state = 'parked' AND reason = ANY(%(endless)s::text[])"
 _REFUSED: Final = """
 UPDATE outbox_parked AS p
    SET reason = n.reason, detail = n.detail,
-       state = CASE WHEN n.hopeless OR p.attempts >= %(attempts)s THEN 'parked' ELSE p.state END
+       state = CASE WHEN n.hopeless OR (p.attempts >= %(attempts)s AND NOT n.reason = ANY(%(endless)s::text[]))
+                    THEN 'parked' ELSE p.state END
   FROM unnest(%(ids)s::bigint[], %(reasons)s::text[], %(details)s::text[], %(hopeless)s::boolean[]) AS n (id, reason, detail, hopeless)
  WHERE p.id = n.id
 """
-_WORN_OUT: Final = "UPDATE outbox_parked SET state = 'parked' WHERE id = ANY(%(ids)s::bigint[]) AND attempts >= %(attempts)s"
+_WORN_OUT: Final = """
+UPDATE outbox_parked SET state = 'parked'
+ WHERE id = ANY(%(ids)s::bigint[]) AND attempts >= %(attempts)s AND NOT reason = ANY(%(endless)s::text[])
+"""
 _COUNT: Final = "SELECT state, reason, count(*) FROM outbox_parked GROUP BY state, reason LIMIT 100"
 
 
@@ -64,7 +89,7 @@ class Aside(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """How often a row is tried (the first time included) and how long it waits: up to `base_s`, doubled each time up to `cap_s`."""
+    """How long a row waits: up to `base_s`, doubled each time up to `cap_s`; `attempts`: how often one is tried that may be at fault."""
 
     attempts: int
     base_s: float
@@ -102,6 +127,10 @@ def refusals(block: Block) -> list[Aside]:
     ]
 
 
+def _ends_at_once(aside: Aside, policy: Policy) -> bool:
+    return aside.hopeless or (policy.attempts <= 1 and aside.reason not in ENDLESS)
+
+
 async def set_aside(conn: db.Connection, asides: Sequence[Aside], policy: Policy) -> None:
     """Copy rows out of the outbox, in the transaction of the checkpoint that passes them."""
     await conn.execute(
@@ -109,7 +138,7 @@ async def set_aside(conn: db.Connection, asides: Sequence[Aside], policy: Policy
         {
             "shards": [aside.row.shard for aside in asides],
             "ids": [aside.row.id for aside in asides],
-            "states": ["parked" if aside.hopeless or policy.attempts <= 1 else "waiting" for aside in asides],
+            "states": ["parked" if _ends_at_once(aside, policy) else "waiting" for aside in asides],
             "reasons": [aside.reason for aside in asides],
             "details": [aside.detail[:500] for aside in asides],
             "base_s": policy.base_s,
@@ -125,18 +154,20 @@ async def due(conn: db.Connection, shards: Sequence[int], reasons: Sequence[Reas
             {
                 "shards": list(shards),
                 "reasons": list(reasons),
+                "endless": list(ENDLESS),
                 "limit": limit,
                 "base_s": policy.base_s,
                 "cap_s": policy.cap_s,
                 "max_bytes": policy.max_bytes,
             },
         )
-        return sorted(Row._make(values[:-1]) for values in await cursor.fetchall())
+        return sorted(Row._make(values) for values in await cursor.fetchall())
 
 
 async def taken(conn: db.Connection, ids: Sequence[int]) -> None:
     """Forget rows that the broker has confirmed."""
-    await conn.execute(_TAKEN, {"ids": list(ids)})
+    if ids:
+        await conn.execute(_TAKEN, {"ids": list(ids), "endless": list(ENDLESS)})
 
 
 async def refused(conn: db.Connection, asides: Sequence[Aside], policy: Policy) -> None:
@@ -149,13 +180,23 @@ async def refused(conn: db.Connection, asides: Sequence[Aside], policy: Policy) 
             "details": [aside.detail[:500] for aside in asides],
             "hopeless": [aside.hopeless for aside in asides],
             "attempts": policy.attempts,
+            "endless": list(ENDLESS),
         },
     )
 
 
 async def worn_out(conn: db.Connection, ids: Sequence[int], policy: Policy) -> None:
-    """Park those that are out of attempts after nobody knows what became of the last."""
-    await conn.execute(_WORN_OUT, {"ids": list(ids), "attempts": policy.attempts})
+    """Park those that are out of attempts when the last one had no answer; what waits for the broker goes on waiting."""
+    await conn.execute(_WORN_OUT, {"ids": list(ids), "attempts": policy.attempts, "endless": list(ENDLESS)})
+
+
+async def waiting(conn: db.Connection, shards: Sequence[int]) -> dict[int, frozenset[str]]:
+    """Return the aggregates of each shard that have a row waiting for the broker; what was parked for that before waits again."""
+    await conn.execute(_REOPEN, {"endless": list(ENDLESS)})
+    found: dict[int, set[str]] = {}
+    for shard, aggregate in await (await conn.execute(_WAITING, {"shards": list(shards), "endless": list(ENDLESS)})).fetchall():
+        found.setdefault(shard, set()).add(aggregate)
+    return {shard: frozenset(aggregates) for shard, aggregates in found.items()}
 
 
 async def count(conn: db.Connection) -> dict[tuple[str, str], int]:

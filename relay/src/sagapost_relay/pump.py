@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, NoReturn
 
 from sagapost_chassis import amqp, crashpoints, db
 from sagapost_relay import errors, queries, snapshot
@@ -52,7 +52,7 @@ async def _poll(conn: db.Connection, control: db.Connection, desk: Desk) -> tupl
     hi, replicated = await queries.current_snapshot(conn)
     more = moved = False
     for limit in sorted({limit for _, limit in limits}):  # one, except beside a shard that goes row by row
-        pages = await _read(conn, [shard for shard, its in limits if its == limit], hi, limit, desk.config.max_payload_bytes)
+        pages = await _pages(conn, control, desk, [shard for shard, its in limits if its == limit], hi, limit=limit)
         moved = moved or bool(pages)
         more = more or any(len(rows) == limit for _, _, rows in pages)
         if replicated and any(rows for _, _, rows in pages):
@@ -82,11 +82,8 @@ async def _read(
     fresh = [shard for shard in shards if shard.read.hi is None and shard.read.lo != hi]
     paged = [shard for shard in shards if shard.read.hi is not None]
     rows: list[Row] = []
-    try:
-        if fresh:
-            rows += await queries.window(conn, [(shard.number, shard.read) for shard in fresh], hi, limit=limit, max_bytes=max_bytes)
-    except ValueError as exc:
-        raise errors.RefusedError(str(exc)) from exc
+    if fresh:
+        rows += await queries.window(conn, [(shard.number, shard.read) for shard in fresh], hi, limit=limit, max_bytes=max_bytes)
     if paged:
         rows += await queries.page(conn, [(shard.number, shard.read) for shard in paged], limit=limit, max_bytes=max_bytes)
     by_shard: dict[int, list[Row]] = {shard.number: [] for shard in (*fresh, *paged)}
@@ -100,6 +97,27 @@ async def _read(
         for shard in (*fresh, *paged)
         if by_shard[shard.number] or began[shard.number].hi is not None
     ]
+
+
+async def _pages(
+    conn: db.Connection, control: db.Connection, desk: Desk, shards: Sequence[Shard], hi: snapshot.Snapshot, *, limit: int
+) -> list[tuple[Shard, queries.Position, list[Row]]]:
+    try:
+        return await _read(conn, shards, hi, limit, desk.config.max_payload_bytes)
+    except ValueError:
+        await _refuse(control, desk, [shard.number for shard in shards])
+
+
+async def _refuse(control: db.Connection, desk: Desk, shards: Sequence[int]) -> NoReturn:
+    """Store that the server has fallen behind the cursors, and stop.
+
+    Raises:
+        errors.RefusedError: always.
+
+    """
+    async with desk.control, control.transaction():
+        await queries.distrust(control, desk.owner, shards)
+    raise errors.RefusedError(queries.refusal(shards))
 
 
 async def _send(control: db.Connection, desk: Desk, shard: Shard, flights: Sequence[Flight]) -> None:

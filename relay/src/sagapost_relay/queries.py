@@ -22,6 +22,12 @@ _LOCKS: Final = "SELECT set_config('idle_in_transaction_session_timeout', %(ms)s
 _SERVER: Final = """
 SELECT system_identifier, pg_is_in_recovery() AS in_recovery, %(asked)s AS synchronous_commit FROM pg_control_system()
 """
+# Written in the transaction of the claim, and for certain: a cursor that lies ahead of the server is refused until `outbox repair`, also
+# when the server's transaction ids have come to it meanwhile. No cluster has the identifier 0.
+_DISTRUST: Final = """
+UPDATE outbox_cursor SET system_identifier = 0, owner = NULL, lease_until = NULL
+ WHERE shard = ANY(%(shards)s::smallint[]) AND owner = %(owner)s
+"""
 _SYNCHRONOUS: Final = "SHOW synchronous_commit"
 _SNAPSHOT: Final = "SELECT pg_current_snapshot()::text, current_setting('synchronous_standby_names') <> ''"
 _AWAIT_STANDBYS: Final = "SELECT set_config('synchronous_commit', 'on', true), pg_logical_emit_message(true, 'sagapost', '')"
@@ -31,7 +37,7 @@ _AWAIT_STANDBYS: Final = "SELECT set_config('synchronous_commit', 'on', true), p
 _WINDOW: Final = """
 SELECT o.id, o.shard, o.event_id::text, o.type, o.routing_key, o.correlation_id, o.headers::text,
        CASE WHEN octet_length(o.payload) <= %(max_bytes)s THEN o.payload END, octet_length(o.payload),
-       extract(epoch FROM o.created_at)::float8
+       extract(epoch FROM o.created_at)::float8, o.aggregate
   FROM unnest(%(shards)s::smallint[], %(last_ids)s::bigint[]) AS s (shard, last_id)
  CROSS JOIN LATERAL (
        SELECT w.*
@@ -47,7 +53,7 @@ SELECT o.id, o.shard, o.event_id::text, o.type, o.routing_key, o.correlation_id,
 _PAGE: Final = """
 SELECT o.id, o.shard, o.event_id::text, o.type, o.routing_key, o.correlation_id, o.headers::text,
        CASE WHEN octet_length(o.payload) <= %(max_bytes)s THEN o.payload END, octet_length(o.payload),
-       extract(epoch FROM o.created_at)::float8
+       extract(epoch FROM o.created_at)::float8, o.aggregate
   FROM unnest(%(shards)s::smallint[], %(last_ids)s::bigint[], %(los)s::pg_snapshot[], %(his)s::pg_snapshot[])
        AS s (shard, last_id, lo, hi)
  CROSS JOIN LATERAL (
@@ -58,16 +64,27 @@ SELECT o.id, o.shard, o.event_id::text, o.type, o.routing_key, o.correlation_id,
  ) AS o
 """
 _SEEN: Final = """
-INSERT INTO outbox_relay (owner, seen_until) VALUES (%(owner)s, now() + %(lease_s)s * interval '1 second')
-ON CONFLICT (owner) DO UPDATE SET seen_until = excluded.seen_until
+INSERT INTO outbox_relay (owner, seen_until, trouble) VALUES (%(owner)s, now() + %(lease_s)s * interval '1 second', %(trouble)s)
+ON CONFLICT (owner) DO UPDATE SET seen_until = excluded.seen_until, trouble = excluded.trouble
 """
 _FORGET: Final = "DELETE FROM outbox_relay WHERE owner = %(owner)s OR seen_until < now()"
-# two relays that sweep each other's traces wait for no lock
+# A time further ahead than twice the length of a lease was written before the database's clock stepped back: nothing of it is believed.
+# Twice, because now() is the beginning of a transaction, and another's may be younger. Two relays that sweep wait for no lock.
 _SWEEP: Final = """
-WITH f AS MATERIALIZED (SELECT owner FROM outbox_relay WHERE seen_until < now() LIMIT 100 FOR UPDATE SKIP LOCKED)
+WITH f AS MATERIALIZED (
+    SELECT owner FROM outbox_relay
+     WHERE seen_until NOT BETWEEN now() AND now() + %(believed_s)s * interval '1 second' LIMIT 100 FOR UPDATE SKIP LOCKED
+)
 DELETE FROM outbox_relay AS r USING f WHERE r.owner = f.owner
 """
-_RELAYS: Final = "SELECT owner FROM outbox_relay WHERE seen_until >= now() ORDER BY owner LIMIT 1000"
+_RELAYS: Final = """
+SELECT owner FROM outbox_relay
+ WHERE seen_until BETWEEN now() AND now() + %(believed_s)s * interval '1 second' ORDER BY owner LIMIT 1000
+"""
+_SERVED: Final = """
+SELECT count(*) FROM outbox_cursor
+ WHERE owner IS NOT NULL AND lease_until BETWEEN now() AND now() + %(believed_s)s * interval '1 second'
+"""
 _RENEW: Final = """
 UPDATE outbox_cursor AS c SET lease_until = now() + %(lease_s)s * interval '1 second'
   FROM unnest(%(shards)s::smallint[], %(epochs)s::bigint[]) AS n (shard, epoch)
@@ -78,7 +95,8 @@ RETURNING c.shard
 _CLAIM: Final = """
 WITH f AS MATERIALIZED (
     SELECT shard FROM outbox_cursor
-     WHERE (owner IS NULL OR lease_until < now() OR owner = %(owner)s) AND NOT shard = ANY(%(held)s::smallint[])
+     WHERE (owner IS NULL OR owner = %(owner)s OR lease_until NOT BETWEEN now() AND now() + %(believed_s)s * interval '1 second')
+       AND NOT shard = ANY(%(held)s::smallint[])
      ORDER BY shard LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
 UPDATE outbox_cursor AS c
@@ -117,6 +135,10 @@ SELECT c.shard,
   FROM outbox_cursor AS c WHERE c.shard = ANY(%(shards)s::smallint[])
 """
 _NOTIFY: Final = "SELECT pg_notify(%(channel)s, %(word)s)"
+
+
+USUAL_LEASE_S: Final = 10.0
+DISTRUSTED: Final = 0  # the identifier in a cursor that was refused
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,6 +189,20 @@ def position_of(cursor: Cursor) -> Position:
     """Read a cursor's snapshots."""
     hi = None if cursor.hi is None else snapshot.parse(cursor.hi)
     return Position(lo=snapshot.parse(cursor.lo), hi=hi, last_id=cursor.last_id)
+
+
+def is_ahead(cursor: Cursor, now: snapshot.Snapshot) -> bool:
+    """Return whether a cursor has passed transactions that this server has not begun: it comes from another life of the cluster."""
+    at = position_of(cursor)
+    return any(one.xmax > now.xmax or one.xmin > now.xmin for one in (at.lo, at.hi) if one is not None)
+
+
+def refusal(shards: Sequence[int]) -> str:
+    """Return the sentence for cursors that lie ahead of the server."""
+    return (
+        f"the outbox cursors of the shards {', '.join(map(str, sorted(shards)))} lie ahead of this server's transaction ids (a restore, "
+        "a promoted copy, or pg_resetwal): going on would lose messages; they are refused until: ./sagapost outbox repair"
+    )
 
 
 async def server(conn: db.Connection) -> Server:
@@ -259,11 +295,22 @@ async def page(conn: db.Connection, reads: Sequence[tuple[int, Position]], *, li
         return await cursor.fetchall()
 
 
-async def seen(conn: db.Connection, owner: str, lease_s: float) -> list[str]:
-    """Say that this relay is alive, and give all that are, itself included, in one order for everybody."""
-    await conn.execute(_SEEN, {"owner": owner, "lease_s": lease_s})
-    await conn.execute(_SWEEP)
-    return [name for (name,) in await (await conn.execute(_RELAYS)).fetchall()]
+def _believed_s(lease_s: float) -> float:
+    """Return how far ahead a lease may end: twice its length, and twice the usual one where other relays have a longer one."""
+    return 2 * max(lease_s, USUAL_LEASE_S)
+
+
+async def seen(conn: db.Connection, owner: str, lease_s: float, trouble: str | None = None) -> list[str]:
+    """Store that this relay is alive, and why it cannot publish; return all that are alive, itself included, in one order for all."""
+    await conn.execute(_SEEN, {"owner": owner, "lease_s": lease_s, "trouble": trouble})
+    await conn.execute(_SWEEP, {"believed_s": _believed_s(lease_s)})
+    return [name for (name,) in await (await conn.execute(_RELAYS, {"believed_s": _believed_s(lease_s)})).fetchall()]
+
+
+async def served(conn: db.Connection, lease_s: float) -> int:
+    """Return how many shards are held under a lease that can be believed."""
+    found = await (await conn.execute(_SERVED, {"believed_s": _believed_s(lease_s)})).fetchone()
+    return int(found[0]) if found else 0
 
 
 async def forget(conn: db.Connection, owner: str) -> None:
@@ -287,8 +334,16 @@ async def claim(conn: db.Connection, owner: str, held: Sequence[int], limit: int
     """
     await conn.execute(_CERTAINLY)
     async with conn.cursor(row_factory=db.struct_row(Cursor)) as cursor:
-        await cursor.execute(_CLAIM, {"owner": owner, "held": list(held), "limit": limit, "lease_s": lease_s})
+        await cursor.execute(
+            _CLAIM, {"owner": owner, "held": list(held), "limit": limit, "lease_s": lease_s, "believed_s": _believed_s(lease_s)}
+        )
         return await cursor.fetchall()
+
+
+async def distrust(conn: db.Connection, owner: str, shards: Sequence[int]) -> None:
+    """Store that these cursors must not be used, and give them up; must run in a transaction, which commits for certain."""
+    await conn.execute(_CERTAINLY)
+    await conn.execute(_DISTRUST, {"owner": owner, "shards": list(shards)})
 
 
 async def release(conn: db.Connection, owner: str, lease: Lease) -> None:

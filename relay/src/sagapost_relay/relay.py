@@ -8,7 +8,7 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
-from sagapost_chassis import amqp, db, outbox, telemetry
+from sagapost_chassis import amqp, db, outbox, settings, telemetry
 from sagapost_chassis import errors as failures
 from sagapost_relay import errors, keeper, leases, metrics, parked, pump, queries, ring
 from sagapost_relay.broker import Broker
@@ -35,7 +35,7 @@ class Relay:
         self._config = config
         self._owner = owner
         self._desk = Desk(config, owner)
-        self._parked = 0  # rows parked for good, as last counted
+        self._parked = self._waiting = 0  # rows parked for a person, and rows that the broker does not take, as last counted
 
     async def turns(self) -> bool:
         """Tell whether the loops turn: they polled and renewed within the last seconds."""
@@ -50,11 +50,23 @@ class Relay:
         """Tell whether no row waits for a person."""
         return self._parked == 0
 
+    async def nothing_waits(self) -> bool:
+        """Return whether the broker takes every row: none waits because of a missing binding, a full queue, or one without a leader."""
+        return self._waiting == 0
+
+    async def all_served(self) -> bool:
+        """Return whether some relay has served each shard within the last two beats."""
+        return min(self._desk.unserved) == 0
+
+    async def has_exchange(self) -> bool:
+        """Return whether the broker has the exchange; it has been asked with the last message that was published."""
+        return self._desk.missing is None
+
     async def run(self, stop: asyncio.Event) -> None:
         """Relay until `stop` is set, across outages of the database and the broker.
 
         Raises:
-            errors.RefusedError: this server's snapshots do not belong to these cursors.
+            settings.CannotStartError: this server's snapshots do not belong to these cursors; ends the process with exit code 2.
 
         """
         lost = 0
@@ -70,7 +82,7 @@ class Relay:
                 telemetry.log.warning("relay.interrupted", reasons=reasons)
             for exc in refused:
                 telemetry.log.error("relay.refused", reason=str(exc))
-                raise exc
+                raise settings.CannotStartError(str(exc)) from exc
             if not stop.is_set():
                 lost = 0 if time.monotonic() - began > 10 else lost + 1
                 await _wait(stop, backoff_s(lost))
@@ -152,6 +164,9 @@ class Relay:
             async with desk.control:
                 lags = await queries.lags(control, list(desk.shards))
                 counts = await parked.count(control)
+                waiting = await parked.waiting(control, list(desk.shards))
+                for shard in desk.shards.values():
+                    shard.wait_for(waiting.get(shard.number, frozenset()))
             for lag in lags:
                 if lag.shard in desk.shards:
                     metrics.BACKLOG.labels(lag.shard).set(lag.rows)
@@ -160,6 +175,7 @@ class Relay:
             for (state, reason), number in counts.items():
                 metrics.PARKED.labels(state, reason).set(number)
             self._parked = sum(number for (state, _), number in counts.items() if state == "parked")
+            self._waiting = sum(number for (state, reason), number in counts.items() if state == "waiting" and reason in parked.ENDLESS)
             await asyncio.sleep(SURVEY_S)
 
 

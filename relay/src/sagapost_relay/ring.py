@@ -18,9 +18,12 @@ SELECT r.turn, now() - c.opened_at >= %(period_s)s * interval '1 second' AS due,
 # NOWAIT: a writer that queued behind us would be a checkout that waits
 _LOCK: Final = sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE NOWAIT")
 # Under the lock nobody is writing here. A row may go when its transaction is visible in its shard's stored `lo`; the exact
-# test, and not xmin, so that a transaction left open elsewhere does not hold up the ring. No cursor, no TRUNCATE.
+# test, and not xmin, so that a transaction left open elsewhere does not hold up the ring. No cursor, no TRUNCATE; nor beside a cursor
+# that is refused, for what it has passed says nothing here.
 _UNSETTLED: Final = sql.SQL("""
 SELECT (SELECT count(*) FROM outbox_cursor) <> %(shards)s
+    OR EXISTS (SELECT FROM outbox_cursor AS c CROSS JOIN pg_control_system() AS s
+                WHERE c.system_identifier <> s.system_identifier OR pg_snapshot_xmax(c.lo) > pg_snapshot_xmax(pg_current_snapshot()))
     OR EXISTS (SELECT FROM outbox_cursor AS c
                 CROSS JOIN LATERAL (SELECT FROM {table} AS o WHERE o.shard = c.shard AND o.xid >= pg_snapshot_xmax(c.lo) LIMIT 1) AS x)
     OR EXISTS (SELECT FROM outbox_cursor AS c

@@ -39,7 +39,9 @@ class Flight(msgspec.Struct, kw_only=True):
 class Shard:
     """Positions are ordered stored <= at <= read: in the database, settled in memory, sent or settled."""
 
-    def __init__(self, cursor: queries.Cursor, deadline: float, *, keys: re.Pattern[str] | None = None) -> None:
+    def __init__(
+        self, cursor: queries.Cursor, deadline: float, *, keys: re.Pattern[str] | None = None, waiting: frozenset[str] = frozenset()
+    ) -> None:
         self.lease = queries.Lease(shard=cursor.shard, epoch=cursor.epoch)
         self.deadline = deadline  # of time.monotonic(): nothing is written after it
         self.stored = self.at = self.read = queries.position_of(cursor)
@@ -55,6 +57,7 @@ class Shard:
         self._suspect = cursor.suspect if cursor.strikes > STRIKES else None
         self._strikes = cursor.strikes
         self._keys = keys
+        self._waiting = waiting  # aggregates with a stored row that waits for the broker
         self._careful = UNCONFIRMED_MAX if cursor.strikes >= STRIKES else 0
         self._lonely = 0
         self._moved = False  # since the last store, past rows and not only past emptiness
@@ -97,6 +100,20 @@ class Shard:
         """Whether there is something to store: empty windows alone are not worth a write."""
         return bool(self.aside) or (self._moved and self.at != self.stored)
 
+    def wait_for(self, aggregates: frozenset[str]) -> None:
+        """Note the aggregates of which a stored row waits for the broker: later rows of theirs are set aside behind it."""
+        self._waiting = aggregates
+
+    def held(self) -> set[str]:
+        """Return the aggregates of which a row waits for the broker, stored or not, or was refused and is still in flight."""
+        asides = [*self.aside, *(aside for flight in self.flights for aside in flight.aside)]
+        found = {*self._waiting, *(aside.row.aggregate for aside in asides if aside.reason in parked.ENDLESS)}
+        for flight in self.flights:
+            if flight.block is not None and (Outcome.RETURNED in flight.block.outcomes or Outcome.NACKED in flight.block.outcomes):
+                found.update(aside.row.aggregate for aside in parked.refusals(flight.block))
+        found.discard("")
+        return found
+
     def plan(self, rows: Sequence[Row], hi: snapshot.Snapshot, limit: int) -> list[Flight]:
         """Turn a page that was read into the flights that it will be.
 
@@ -115,6 +132,7 @@ class Shard:
 
     def _flight(self, rows: Sequence[Row], after: queries.Position) -> Flight:
         flight = Flight(after=after, rows=[], aside=[], known=[])
+        held = self.held() if rows else set[str]()
         for row in rows:
             if row.id in self._confirmed:
                 flight.known.append(row.id)
@@ -122,6 +140,8 @@ class Shard:
                 flight.aside.append(aside)
             elif row.id == self._suspect:
                 flight.aside.append(parked.Aside(row=row, reason="crash-suspect", detail="a relay ended while it was in flight alone"))
+            elif row.aggregate in held:
+                flight.aside.append(parked.Aside(row=row, reason="behind", detail="an earlier message of the same aggregate waits"))
             else:
                 flight.rows.append(row)
         return flight
@@ -162,6 +182,7 @@ class Shard:
         """Note what has been stored."""
         self.stored = at
         self._moved = self.at != at
+        self._waiting |= {one.row.aggregate for one in aside if one.reason in parked.ENDLESS}
         del self.aside[: len(aside)]
 
     def excuse(self, now: float) -> None:

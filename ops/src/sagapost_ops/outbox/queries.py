@@ -13,6 +13,7 @@ from sagapost_ops import database
 
 BACKLOG_CAP: Final = 10_000
 REASONS: Final = ("unroutable", "nacked", "too-large", "refused", "crash-suspect", "foreign-key", "behind")
+BROKERS: Final = ("unroutable", "nacked", "behind")  # the broker's state, not the row's fault: tried without end
 # of an outbox row `o` and its shard's cursor `c`: visible in lo, or a part of the window under way that the cursor has passed
 CONFIRMED: Final = sql.SQL(
     "coalesce(pg_visible_in_snapshot(o.xid, c.lo) OR (pg_visible_in_snapshot(o.xid, c.hi) AND o.id <= c.last_id), false)"
@@ -56,6 +57,9 @@ SELECT state, reason, count(*) AS rows, extract(epoch FROM now() - min(aside_at)
   FROM outbox_parked GROUP BY state, reason ORDER BY state, reason LIMIT 100
 """
 _RELAYS: Final = "SELECT owner FROM outbox_relay WHERE seen_until >= now() ORDER BY owner LIMIT 1000"
+_TROUBLES: Final = """
+SELECT owner, trouble FROM outbox_relay WHERE trouble IS NOT NULL AND seen_until >= now() ORDER BY owner LIMIT 100
+"""
 _LIST: Final = """
 SELECT id, event_id, type, routing_key, aggregate, correlation_id, state, reason, detail, attempts, created_at, aside_at AS since, retry_at
   FROM outbox_parked
@@ -188,6 +192,13 @@ class Counted(msgspec.Struct, frozen=True, kw_only=True):
     unconfirmed: int
 
 
+class Trouble(msgspec.Struct, frozen=True, kw_only=True):
+    """A relay that is alive, and why it cannot publish."""
+
+    owner: str
+    trouble: str
+
+
 class Aside(msgspec.Struct, frozen=True, kw_only=True):
     """How many messages stand aside in one state for one reason."""
 
@@ -267,6 +278,11 @@ def aside(conn: database.Connection) -> list[Aside]:
 def relays(conn: database.Connection) -> list[str]:
     """Name the relays that are alive."""
     return [str(row[0]) for row in conn.execute(_RELAYS)]
+
+
+def troubles(conn: database.Connection) -> list[Trouble]:
+    """Return the relays that are alive and cannot publish."""
+    return database.rows(conn, _TROUBLES, Trouble)
 
 
 def parked(conn: database.Connection, wanted: Filter, limit: int) -> tuple[list[Parked], int]:

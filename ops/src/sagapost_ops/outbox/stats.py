@@ -12,6 +12,7 @@ from sagapost_ops.outbox import queries, times
 
 LATE_S: Final = 15  # a lease that has run out is taken over sooner than that, as long as any relay lives
 OLD_S: Final = 60
+WAITING_S: Final = 10  # what the broker does not take for a moment only needs nobody
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +24,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     history_since: datetime | None
     aside: list[queries.Aside]
     relays: list[str]
+    troubles: list[queries.Trouble] = []
     attention: list[str] = []
 
 
@@ -35,6 +37,7 @@ def read(conn: database.Connection, name: str) -> Stats:
         history_since=queries.whole_since(conn),
         aside=queries.aside(conn),
         relays=queries.relays(conn),
+        troubles=queries.troubles(conn),
     )
     return msgspec.structs.replace(found, attention=attention(found))
 
@@ -48,7 +51,10 @@ def attention(found: Stats) -> list[str]:
             f"see: ./sagapost outbox repair --database {name}"
         )
         return [f"{name}: {sentence}" for sentence in (foreign, *_parked(found))]
-    return [f"{name}: {sentence}" for sentence in (*_missing(found), *_held(found), *_late(found), *_parked(found))]
+    return [
+        f"{name}: {sentence}"
+        for sentence in (*_missing(found), *_held(found), *_troubled(found), *_late(found), *_waiting(found), *_parked(found))
+    ]
 
 
 def _missing(found: Stats) -> Iterator[str]:
@@ -70,6 +76,23 @@ def _held(found: Stats) -> Iterator[str]:
         if shard.owner is not None and shard.lease_s is not None and shard.lease_s < -LATE_S:
             ago = times.span(-shard.lease_s)
             yield f"the lease of shard {shard.shard} ran out {ago} ago and nobody took it over from {shard.owner}; see {logs}"
+
+
+def _troubled(found: Stats) -> Iterator[str]:
+    for relay in found.troubles:
+        yield f"{relay.owner} cannot publish: {relay.trouble}; see ./sagapost topology check and ./sagapost status"
+
+
+def _waiting(found: Stats) -> Iterator[str]:
+    waiting = [line for line in found.aside if line.state == "waiting" and line.reason in queries.BROKERS]
+    if waiting and max(line.oldest_s for line in waiting) > WAITING_S:
+        rows = sum(line.rows for line in waiting)
+        why = ", ".join(f"{line.rows} {line.reason}" for line in waiting)
+        yield (
+            f"{rows} {'message waits' if rows == 1 else 'messages wait'} for the broker ({why}), the first for "
+            f"{times.span(max(line.oldest_s for line in waiting))}; they are tried again without end; see: ./sagapost topology check, and "
+            f"./sagapost outbox list --state waiting --database {found.database}"
+        )
 
 
 def _late(found: Stats) -> Iterator[str]:
