@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Generator
 
+import httpx
 import msgspec
 import psycopg
 import pytest
@@ -69,6 +70,16 @@ def test_every_address_that_status_gives_is_ready(stack: shop_stack.Stack) -> No
     assert {"gateway", "page", "order", "payment", "email", "relay-order", "relay-payment"} <= services.keys()
     assert {"order-db", "payment-db", "rabbitmq", "rabbitmq-management", "provider", "mailbox", "smtp"} <= services.keys()
     assert all(service.pid and service.version and service.url for service in services.values())
+
+
+def test_the_order_service_answers_nobody_but_services_of_ours(stack: shop_stack.Stack) -> None:
+    """Whoever reaches its port can be no client and no operator by a header; the gateway and email have the stack's secret."""
+    port = stack.ready()["order"].port
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Sagapost-Client": "the-ceo"}, timeout=20) as client:
+        statuses = [client.get(path).status_code for path in ("/", "/health/ready", "/sagas", "/ops/sagas", "/orders/1", "/products")]
+
+    assert statuses == [200, 200, 401, 401, 401, 401]
+    assert all(service.mode == "development" for service in stack.services().values() if service.mode)
 
 
 def test_a_declined_card_ends_compensated_with_one_cancellation_mail(stack: shop_stack.Stack) -> None:

@@ -59,7 +59,7 @@ def test_a_handed_over_socket_is_held_to_the_same(tmp_path: pathlib.Path, opened
 @pytest.mark.parametrize("mode", ["development", "production"])
 def test_the_mode_can_be_seen(start_service: Start, mode: str) -> None:
     """`GET /health`, the other health paths and what `./sagapost status` asks say in which mode a process runs."""
-    secret = "m3Vq8Zt1Lw6Xe0Rb5Yc9Ua2Kd7Pj4Hg-"
+    secret = "5d0c82e1b7f94a36d1e0b85f27c4936a"
     gateway = start_service("gateway", {"SAGAPOST_ENV": mode, "SAGAPOST_PAGE_PORT": "0", "SAGAPOST_INTERNAL_SECRET": secret})
 
     polling.eventually(lambda: probes.mode(gateway.port) == mode, 20)

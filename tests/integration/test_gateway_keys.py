@@ -239,7 +239,8 @@ async def test_production_needs_a_key_for_everything_that_is_not_public(
     order_service: services.Service, make_key: Make, tmp_path: Path
 ) -> None:
     """There is no demo client, and a key made for development opens nothing."""
-    env = {"ENV": "production", "ORDER_URL": order_service.url, "PAGE_PORT": "0"}
+    secret = "5d0c82e1b7f94a36d1e0b85f27c4936a"
+    env = {"ENV": "production", "ORDER_URL": order_service.url, "PAGE_PORT": "0", "INTERNAL_SECRET": secret}
     with order_walk.running("gateway", tmp_path / "gateway.log", **env) as gateway:
         async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as client:
             keyless = await client.post("/api/checkout", json=CART)

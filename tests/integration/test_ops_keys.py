@@ -206,6 +206,7 @@ def test_a_key_from_the_command_opens_the_gateway_until_it_is_revoked(
     env = {"SAGAPOST_DATABASE_URL": order_db, "SAGAPOST_AMQP_URL": order_walk.NOWHERE}
     order = start_service("order", env).wait_ready()
     variables = {"SAGAPOST_ORDER_URL": order.url, "SAGAPOST_PAGE_PORT": "0", "SAGAPOST_ENV": "production"}
+    variables["SAGAPOST_INTERNAL_SECRET"] = "5d0c82e1b7f94a36d1e0b85f27c4936a"
     gateway = start_service("gateway", variables).wait_ready()
     shop = call("keys", "create", "--client", "shop", "--env", "production", "--json").json
     support = call("keys", "create", "--client", "support", "--env", "production", "--scope", "ops:read", "--json").json

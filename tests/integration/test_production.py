@@ -14,15 +14,17 @@ from sagapost_sandbox import ports
 from sagapost_sandbox.testing import polling, services
 
 Start = Callable[[str, Mapping[str, str]], services.Service]
+SECRET = "5d0c82e1b7f94a36d1e0b85f27c4936a"
 PORTS = plan.choose_ports(plan.Options(), lambda port, _: port)
 
 
 @pytest.mark.parametrize(
     ("unit", "named"),
     [
-        ("order", {"SAGAPOST_DATABASE_URL", "SAGAPOST_AMQP_URL"}),
+        ("gateway", {"SAGAPOST_INTERNAL_SECRET"}),
+        ("order", {"SAGAPOST_DATABASE_URL", "SAGAPOST_AMQP_URL", "SAGAPOST_INTERNAL_SECRET"}),
         ("payment", {"SAGAPOST_DATABASE_URL", "SAGAPOST_AMQP_URL", "SAGAPOST_PROVIDER_URL"}),
-        ("email", {"SAGAPOST_AMQP_URL", "SAGAPOST_SMTP_TLS"}),
+        ("email", {"SAGAPOST_AMQP_URL", "SAGAPOST_SMTP_TLS", "SAGAPOST_INTERNAL_SECRET"}),
         ("relay-order", {"SAGAPOST_DATABASE_URL", "SAGAPOST_AMQP_URL"}),
         ("provider", {"the sandbox's payment provider moves no money; it is for development and tests only"}),
         ("mailbox", {"the sandbox's mailbox delivers no mail; it is for development and tests only"}),
@@ -48,7 +50,7 @@ def test_a_program_with_development_s_settings_does_not_start(
 def test_the_page_that_sells_without_a_key_is_development_s(start_service: Start, env: str, status: int, kind: str) -> None:
     """A browser is no place for an API key: in production there is no shop page, neither on its own port nor on the API's."""
     page_port = ports.trial(1)[0]
-    gateway = start_service("gateway", {"SAGAPOST_ENV": env, "SAGAPOST_PAGE_PORT": str(page_port)})
+    gateway = start_service("gateway", {"SAGAPOST_ENV": env, "SAGAPOST_PAGE_PORT": str(page_port), "SAGAPOST_INTERNAL_SECRET": SECRET})
     root = {"Accept": "text/html"}
     with httpx.Client(base_url=gateway.url, timeout=20) as client:
         polling.eventually(lambda: _is_there(client), 20)

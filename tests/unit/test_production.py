@@ -1,6 +1,8 @@
 """Production mode: each single weak setting is refused by name, and no refusal says a secret."""
 
+import contextlib
 import pathlib
+import random
 import re
 
 import msgspec
@@ -15,7 +17,7 @@ import sagapost_sandbox.mailbox.settings
 import sagapost_sandbox.provider.settings
 from sagapost_chassis import production, settings
 from sagapost_contracts import topology
-from sagapost_ops import errors, plan, roles, targets
+from sagapost_ops import errors, passwords, plan, roles, targets
 from sagapost_ops.topology import accounts
 
 SECRET = "9f1c4be27a60d35e8b"
@@ -30,10 +32,12 @@ MAIL = {
     "SAGAPOST_SMTP_USER": "shop",
     "SAGAPOST_SMTP_PASSWORD": SECRET,
 }
-ORDER = (sagapost_order.settings.Settings, STORE)
+INTERNAL = {"SAGAPOST_INTERNAL_SECRET": "5d0c82e1b7f94a36d1e0b85f27c4936a"}
+ORDER = (sagapost_order.settings.Settings, STORE | INTERNAL)
 RELAY = (sagapost_relay.settings.Settings, STORE)
 PAYMENT = (sagapost_payment.settings.Settings, STORE | {"SAGAPOST_PROVIDER_URL": "https://psp.example"})
-EMAIL = (sagapost_email.settings.Settings, MAIL)
+EMAIL = (sagapost_email.settings.Settings, MAIL | INTERNAL)
+GATEWAY = (sagapost_gateway.settings.Settings, INTERNAL)
 Service = tuple[type[settings.Common], dict[str, str]]
 
 
@@ -56,7 +60,7 @@ def _broker(url: str) -> dict[str, str]:
     return {"SAGAPOST_AMQP_URL": url}
 
 
-@pytest.mark.parametrize("service", [ORDER, RELAY, PAYMENT, EMAIL])
+@pytest.mark.parametrize("service", [ORDER, RELAY, PAYMENT, EMAIL, GATEWAY])
 def test_strong_settings_are_accepted(service: Service) -> None:
     """The settings that the following tests weaken one by one start in production."""
     assert _refusals(service, {}) == []
@@ -100,6 +104,19 @@ def test_strong_settings_are_accepted(service: Service) -> None:
                 (_broker("amqps://order:9f1c4be27a60d35@h/"), "fewer than 16"),
                 (_broker("amqps://order:%61%61%61%61%61%61@h/"), "fewer than 16"),
                 (_broker("amqps://[h/"), "no URL"),
+            )
+        ),
+        *(
+            (service, {"SAGAPOST_INTERNAL_SECRET": secret}, "SAGAPOST_INTERNAL_SECRET", says)
+            for service in (ORDER, EMAIL, GATEWAY)
+            for secret, says in (
+                ("", "not set"),
+                ("5d0c82e1b7f94a36d1e0b85f27c4936", "fewer than 32"),
+                ("development-internal-secret-of-compose", "is the development default"),
+                ("development-internal-secret-of-compose-9f1c4be27a60d35e", "contains a development default"),
+                ("9f1c4be27a60d35e" * 3, "guessed"),
+                ("aaaaaaaabbbbbbbbccccccccddddddddeeeeeeee", "guessed"),
+                ("abcdefghijklmnopqrstuvwxyz0123456789", "guessed"),
             )
         ),
         (PAYMENT, {"SAGAPOST_PROVIDER_URL": "http://psp.example"}, "SAGAPOST_PROVIDER_URL", "https://"),
@@ -195,8 +212,8 @@ def test_every_url_with_credentials_is_guarded() -> None:
 
 def test_every_default_password_is_known() -> None:
     """Whatever `up` and compose.yaml use where nobody chose a password is on the list of refused ones."""
-    compose = (pathlib.Path(__file__).parents[2] / "compose.yaml").read_text(encoding="utf-8")
-    defaults = set(re.findall(r"\$\{SAGAPOST_\w*PASSWORD\w*:-([^}]+)\}", compose))
+    compose = "".join(path.read_text(encoding="utf-8") for path in pathlib.Path(__file__).parents[2].glob("compose*.yaml"))
+    defaults = set(re.findall(r"\$\{SAGAPOST_\w*(?:PASSWORD|SECRET|COOKIE)\w*:-([^}]+)\}", compose))
     defaults |= {password for _, password, _ in plan.DATABASES.values()} | {plan.BROKER_USER[1]}
     defaults |= {accounts.development_password(user.name) for user in topology.USERS}
     defaults |= {roles.development_password(role.name) for role in roles.ROLES}
@@ -229,3 +246,55 @@ def test_the_operator_s_addresses_can_come_from_files(monkeypatch: pytest.Monkey
     monkeypatch.setenv("SAGAPOST_ORDER_DATABASE_URL_FILE", str(tmp_path / "url"))
 
     assert targets.find(0).order_database_url == DATABASE
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "ecommerce123ecommerce123",
+        "Ecommerce123-9f1c4be27a60d35e8b",
+        "9f1c4be27a60d35e8b-order-password",
+        "Passw0rd-Passw0rd-",
+        "P@$$w0rd!2026-Shop",
+        "S3cret-s3cret-s3cret",
+        "x9k2m4x9k2m4x9k2m4x9k2m4",
+        "abcdefghijklmnopqrst",
+        "zyxwvutsrqponmlkjihg",
+        "01234567890123456789",
+        "aaaabbbbccccddddeeeeffffgggg",
+        "qwertyuiopasdfghjkl1",
+        "123412341234123412341234",
+    ],
+)
+def test_a_long_password_can_be_weak(password: str) -> None:
+    """Length alone is no strength: a default inside, a word in disguise, a repetition, a run."""
+    assert production.secret(password) != []
+    assert password not in production.secret(password)[0]
+
+
+@pytest.mark.parametrize("size_bytes", [8, 12, 24, 32, 64])
+def test_random_passwords_are_accepted(size_bytes: int) -> None:
+    """What `openssl rand -hex` gives passes: of 500 drawn, at most a handful of the shortest look too regular."""
+    drawn = random.Random(size_bytes)
+    refused = [text for _ in range(500) if production.secret(text := drawn.randbytes(size_bytes).hex())]
+
+    assert len(refused) <= (5 if size_bytes == 8 else 0)
+
+
+@pytest.mark.parametrize(
+    ("environ", "refused"),
+    [
+        ({"SAGAPOST_RABBITMQ_COOKIE": "development-cookie"}, True),
+        ({"SAGAPOST_RABBITMQ_COOKIE": "short"}, True),
+        ({"SAGAPOST_RABBITMQ_COOKIE": "cookiecookiecookie"}, True),
+        ({"SAGAPOST_RABBITMQ_COOKIE": SECRET}, False),
+        ({}, False),
+    ],
+)
+def test_the_broker_s_cookie_is_held_to_the_same(environ: dict[str, str], *, refused: bool) -> None:
+    """Whoever knows the Erlang cookie commands every node: compose.cluster.yaml gives it to `topology`, which refuses a weak one."""
+    production_mode = environ | {"SAGAPOST_ENV": "production"}
+
+    passwords.require_cookie(environ)
+    with pytest.raises(errors.UnfitError, match="SAGAPOST_RABBITMQ_COOKIE") if refused else contextlib.nullcontext():
+        passwords.require_cookie(production_mode)

@@ -8,28 +8,80 @@ from urllib.parse import parse_qs, unquote, urlsplit
 Rule = Callable[[str], list[str]]
 
 MIN_SECRET: Final = 16
-_MIN_DISTINCT: Final = 6
+MIN_INTERNAL: Final = 32
+CHOOSE: Final = "openssl rand -hex 24"
+CHOOSE_INTERNAL: Final = "openssl rand -hex 32"
+_MIN_DISTINCT: Final = 7  # of 16 random hexadecimal digits, fewer than 7 differ once in about 700 times
+_MIN_NEW: Final = 0.75  # of the shortest length, that many characters are neither a repetition nor part of a run
+_RUN: Final = 3  # characters in a row, each the one before, its successor or its predecessor
 # those of `./sagapost up` and compose.yaml, and what servers come with; a test compares the list with both
 DEFAULTS: Final = frozenset(
     {
         *("ecommerce123", "guest", "postgres", "order_password", "payment_password"),
         *("order-password", "payment-password", "email-password", "relay-order-password", "relay-payment-password"),
         *("order_service_password", "order_relay_password", "payment_service_password", "payment_relay_password"),
+        *("development-internal-secret-of-compose", "development-cookie"),
     }
 )
-_EVERYBODYS: Final = ("password", "passwort", "changeme", "change-me", "secret", "example", "sagapost", "123456", "qwerty", "abcdef")
+_EVERYBODYS: Final = (
+    *("password", "passwort", "passwd", "changeme", "change-me", "secret", "example", "sagapost", "admin", "letmein", "welcome"),
+    *("qwerty", "asdfgh", "zxcvbn", "1q2w3e"),
+)
+_LOOKALIKES: Final = str.maketrans("013457@$!|", "oieastasii")
 _VERIFYING: Final = frozenset({"verify-ca", "verify-full"})
 
 
 def secret(text: str) -> list[str]:
-    """Refuse a default, a short or a trivial secret."""
-    if text in DEFAULTS:
-        return ["its password is the development default; choose one: openssl rand -hex 24"]
-    if len(text) < MIN_SECRET:
-        return [f"its password has fewer than {MIN_SECRET} characters; choose one: openssl rand -hex 24"]
-    if len(set(text)) < _MIN_DISTINCT or any(word in text.lower() for word in _EVERYBODYS):
-        return ["its password can be guessed; choose one: openssl rand -hex 24"]
+    """Refuse a password that is or contains a default, is short, or can be guessed."""
+    return _weak(text, "its password", MIN_SECRET, CHOOSE)
+
+
+def internal(text: str) -> list[str]:
+    """Refuse a secret between our services by the same rules; it is longer, for no person types it."""
+    return _weak(text, "it", MIN_INTERNAL, CHOOSE_INTERNAL)
+
+
+def cookie(text: str) -> list[str]:
+    """Refuse an Erlang cookie by the same rules: whoever knows it commands the broker's nodes."""
+    return _weak(text, "it", MIN_SECRET, CHOOSE)
+
+
+def _weak(text: str, what: str, shortest: int, choose: str) -> list[str]:
+    lowered = text.lower()
+    if any(default in lowered for default in DEFAULTS):
+        is_one = lowered in DEFAULTS
+        return [f"{what} {'is the' if is_one else 'contains a'} development default; choose one: {choose}"]
+    if len(text) < shortest:
+        return [f"{what} has fewer than {shortest} characters; choose one: {choose}"]
+    plain = lowered.translate(_LOOKALIKES)
+    if (
+        any(word in lowered or word in plain for word in _EVERYBODYS)
+        or len(set(text)) < _MIN_DISTINCT
+        or _news(lowered) < shortest * _MIN_NEW
+    ):
+        return [f"{what} can be guessed; choose one: {choose}"]
     return []
+
+
+def _news(text: str) -> int:
+    """Return how many characters say something new: none inside a run (aaaa, 1234, fedc), none of a part that stood before."""
+    news = at = 0
+    while at < len(text):
+        known = next((size for size in range(len(text) - at, _RUN - 1, -1) if text[at : at + size] in text[:at]), 0)
+        at += max(known, _run(text, at), 1)
+        news += 1
+    return news
+
+
+def _run(text: str, at: int) -> int:
+    """Return the length of the run that begins here; 0 when there is none."""
+    for step in (-1, 0, 1):
+        size = 1
+        while at + size < len(text) and ord(text[at + size]) - ord(text[at + size - 1]) == step:
+            size += 1
+        if size >= _RUN:
+            return size
+    return 0
 
 
 def database(dsn: str) -> list[str]:

@@ -24,6 +24,7 @@ _RULE: Final = "rule"
 Secret = Annotated[str, msgspec.Meta(extra={_RULE: production.secret})]
 DatabaseUrl = Annotated[str, msgspec.Meta(extra={_RULE: production.database})]
 BrokerUrl = Annotated[str, msgspec.Meta(extra={_RULE: production.broker})]
+InternalSecret = Annotated[str, msgspec.Meta(pattern=r"\A[!-~]*\Z", extra={_RULE: production.internal})]
 HttpsUrl = Annotated[str, msgspec.Meta(extra={_RULE: production.https})]
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -74,6 +75,17 @@ class Common(Discreet, frozen=True, kw_only=True):
     def weaknesses(self) -> list[str]:
         """Name what production refuses beyond the rules of single fields; a sentence each, without any secret."""
         return []
+
+
+class Internal(Common, frozen=True, kw_only=True):
+    """What a service reads that calls another one of ours, or is called by one; see internal.guarding."""
+
+    internal_secret: InternalSecret = ""
+
+    def weaknesses(self) -> list[str]:
+        """Name a missing secret."""
+        missing = f"{PREFIX}INTERNAL_SECRET: it is not set; choose one for the gateway, order and email: {production.CHOOSE_INTERNAL}"
+        return [*super().weaknesses(), *([] if self.internal_secret else [missing])]
 
 
 def read(environ: Mapping[str, str], variable: str) -> str:

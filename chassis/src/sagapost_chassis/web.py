@@ -11,7 +11,7 @@ from litestar import types
 from litestar.openapi import OpenAPIConfig
 from opentelemetry.trace import SpanKind
 
-from sagapost_chassis import problems, telemetry, web_lines
+from sagapost_chassis import internal, problems, telemetry, web_lines
 
 GONE: Final = "sagapost.gone"  # an extension of the ASGI scope: whether the client has closed the connection
 MAX_BODY_BYTES: Final = 64 * 1024
@@ -35,8 +35,12 @@ def app(
     max_body_bytes: int = MAX_BODY_BYTES,
     middleware: Sequence[types.Middleware] = (),
     named: Mapping[str, str] = {},
+    secret: str = "",
 ) -> types.ASGIApp:
-    """Build the application around the route handlers; `named` are fields of the log line and the request headers that they come from."""
+    """Build the application around the route handlers; `named` are fields of the log line and the request headers that they come from.
+
+    With a `secret` only callers that send it reach the handlers, see internal.guarding.
+    """
     inner = litestar.Litestar(
         list(handlers),
         exception_handlers=problems.handlers(),
@@ -45,7 +49,7 @@ def app(
         logging_config=None,
         middleware=list(middleware),
     )
-    return traced(inner, named)
+    return traced(internal.guarding(inner, secret), named)
 
 
 def is_gone(scope: types.Scope) -> bool:

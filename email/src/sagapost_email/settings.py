@@ -6,7 +6,7 @@ from sagapost_chassis import ladder, settings
 from sagapost_email import domain, recent, sender
 
 
-class Settings(settings.Common, frozen=True, kw_only=True):
+class Settings(settings.Internal, frozen=True, kw_only=True):
     """One field per SAGAPOST_ variable.
 
     `smtp_connections` bounds the conversations with the mail server, and the mails that one death of this process sends a second time.
@@ -52,11 +52,12 @@ class Settings(settings.Common, frozen=True, kw_only=True):
         ladder.parse(self.retry_delays_s)
 
     def weaknesses(self) -> list[str]:
-        """Name a mail server that is spoken to in the clear."""
+        """Name a mail server that is spoken to in the clear, and a missing secret."""
         if self.smtp_tls != "off":
-            return []
+            return super().weaknesses()
         return [
-            "SAGAPOST_SMTP_TLS: mails would travel in the clear; set it to starttls or tls, with SAGAPOST_SMTP_CA_FILE for a CA of your own"
+            *super().weaknesses(),
+            "SAGAPOST_SMTP_TLS: mails travel in the clear; set it to starttls or tls, with SAGAPOST_SMTP_CA_FILE for a CA of your own",
         ]
 
     def security(self) -> sender.Security:

@@ -25,6 +25,7 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
         failures=config.breaker_failures,
         max_waiting_per_client=config.max_waiting_per_client,
         stream_max_s=config.stream_max_s,
+        secret=config.internal_secret,
     ) as order:
         application = app.build(order, env=config.env, mailbox_url=config.mailbox_url, origins=config.origins())
         async with asyncio.TaskGroup() as group:

@@ -10,7 +10,7 @@ _SITE: Final = re.compile(r"\Ahttps?://[a-z0-9.-]+(?::[0-9]{1,5})?\Z")
 _LINK: Final = re.compile(r"\Ahttps?://[^\s\"'<>]+\Z")
 
 
-class Settings(settings.Common, frozen=True, kw_only=True):
+class Settings(settings.Internal, frozen=True, kw_only=True):
     """`page_port` 0 means no second port; `deadline_s` bounds one call to the order service; `mailbox_url` is a link on the page.
 
     `max_connections` to the order service serve calls, `max_waiting` others serve those who wait for news of an order; `max_queued`

@@ -12,7 +12,7 @@ import aiohttp
 import msgspec
 import prometheus_client
 
-from sagapost_chassis import telemetry
+from sagapost_chassis import internal, telemetry
 from sagapost_gateway import breaker, errors, gate
 
 CLIENT: Final = "Sagapost-Client"  # whose call it is
@@ -20,6 +20,7 @@ _KEPT: Final = ("Location", "Retry-After", "ETag", "Idempotent-Replayed", "Prefe
 # Shorter than the 30 s after which uvicorn closes an idle connection, so that a POST does not meet a closing one.
 _IDLE_S: Final = 15
 _HEALTH_S: Final = 1.0
+_NOT_OURS: Final = 401  # the order service leaves keys to the gateway: it refuses a secret, not a client
 _PAUSE_S: Final = (0.05, 0.2)  # between two attempts
 _LEAST_S: Final = 0.1  # an attempt with less time than this would make a timeout of a failure that is known already
 _IN_PROGRESS: Final = b"/problems/idempotency-in-progress"
@@ -103,8 +104,10 @@ class Order:
         failures: int = breaker.FAILURES,
         max_waiting_per_client: int = 0,
         stream_max_s: float = STREAM_MAX_S,
+        secret: str = "",
     ) -> None:
         self._url = url.rstrip("/")
+        self._headers = internal.headers(secret)
         self._deadline_s = deadline_s
         self._max_connections = max_connections
         self._max_waiting = max_waiting
@@ -120,8 +123,8 @@ class Order:
         self._breakers = breaker.Breakers(failures)
 
     async def __aenter__(self) -> Self:
-        self._session = _session(self._max_connections)
-        self._patient = _session(self._max_waiting)
+        self._session = _session(self._max_connections, self._headers)
+        self._patient = _session(self._max_waiting, self._headers)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
@@ -338,8 +341,9 @@ def _client(headers: dict[str, str] | None) -> str:
     return (headers or {}).get(CLIENT, "")
 
 
-def _session(max_connections: int) -> aiohttp.ClientSession:
+def _session(max_connections: int, headers: dict[str, str]) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
+        headers=headers,
         connector=aiohttp.TCPConnector(limit=max_connections, keepalive_timeout=_IDLE_S),
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers=("User-Agent", "Accept-Encoding", "Content-Type"),
@@ -374,7 +378,9 @@ def _traced(headers: dict[str, str]) -> dict[str, str]:
 
 
 def _checked(answer: Answer) -> Answer:
-    if answer.status >= 500:
+    if answer.status == _NOT_OURS:
+        telemetry.log.error("order.refuses_us", reason="this gateway and the order service do not have the same SAGAPOST_INTERNAL_SECRET")
+    if answer.status == _NOT_OURS or answer.status >= 500:
         raise errors.OrderUnavailableError(f"the order service answered {answer.status}")
     return answer
 

@@ -1,9 +1,27 @@
 """Passwords that a deployment chooses for others to log in with, from the environment; it must not know where they are used."""
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 from sagapost_chassis import production, settings
 from sagapost_ops import errors
+
+COOKIE: Final = "SAGAPOST_RABBITMQ_COOKIE"
+
+
+def require_cookie(environ: Mapping[str, str]) -> None:
+    """Refuse, with SAGAPOST_ENV=production, a weak Erlang cookie of the broker's nodes, where this call is told what it is.
+
+    Raises:
+        UnfitError: it is weak, or its file cannot be read.
+
+    """
+    try:
+        text = settings.read(environ, COOKIE)
+    except settings.SettingsError as exc:
+        raise errors.UnfitError(str(exc)) from exc
+    if text and environ.get("SAGAPOST_ENV") == settings.PRODUCTION and (weak := production.cookie(text)):
+        raise errors.UnfitError("\n".join(f"refused in production: {COOKIE}: {reason}" for reason in weak))
 
 
 def chosen(

@@ -175,15 +175,22 @@ def _outside(options: Options, ports: dict[str, int], home: Path) -> tuple[Unit,
     )
 
 
+def _secret(home: Path) -> dict[str, str]:
+    """Return the variable for the secret of this stack; none for a stack that was started by a version without, and is restarted."""
+    return {"SAGAPOST_INTERNAL_SECRET_FILE": str(home / state.INTERNAL)} if (home / state.INTERNAL).exists() else {}
+
+
 def _services(options: Options, ports: dict[str, int], where: state.Addresses, home: Path) -> tuple[Unit, ...]:
-    edge = {
+    secret = _secret(home)
+    edge = secret | {
         "SAGAPOST_ORDER_URL": f"http://127.0.0.1:{ports['order']}",
         "SAGAPOST_PAGE_PORT": str(ports["page"]),
         "SAGAPOST_MAILBOX_URL": f"http://localhost:{ports['mailbox']}",
     }
     scaled = {
         "payment": _database(ports, "payment_service") | {"SAGAPOST_PROVIDER_URL": where.provider_url},
-        "email": {
+        "email": secret
+        | {
             "SAGAPOST_SMTP_HOST": "127.0.0.1",
             "SAGAPOST_SMTP_PORT": str(ports["smtp"]),
             "SAGAPOST_MAIL_MEMORY": str(home / "mail-memory"),
@@ -194,7 +201,7 @@ def _services(options: Options, ports: dict[str, int], where: state.Addresses, h
     }
     both = ("migrate", "topology")
     return (
-        _program("order", ports, _database(ports, "order_service") | _broker(ports, "order"), requires=both),
+        _program("order", ports, _database(ports, "order_service") | _broker(ports, "order") | secret, requires=both),
         *(
             _program(
                 name if number == 1 else f"{name}-{number}",

@@ -1,6 +1,7 @@
 """What runs, as one small file beside the data of a stack; it must not start or stop anything."""
 
 import os
+import secrets
 import tempfile
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ Kind = Literal["postgres", "rabbitmq", "smtp", "http", "health"]
 
 FILE: Final = "state.json"
 PIDS: Final = "run"
+INTERNAL: Final = "internal-secret"  # what gateway, order and email of this stack share
 MARK: Final = "made-by-sagapost"  # only a folder with this file in it is ever deleted
 
 
@@ -82,6 +84,8 @@ def prepare(home: Path) -> None:
         for name in ("logs", "ledgers", PIDS):
             (home / name).mkdir(exist_ok=True)
         (home / MARK).touch()
+        if not (home / INTERNAL).exists():
+            replace(home / INTERNAL, f"{secrets.token_hex(32)}\n".encode())
     except PermissionError as exc:
         raise errors.UnfitError(f"{home} is not writable for this user; run as its owner, or remove it as root") from exc
 

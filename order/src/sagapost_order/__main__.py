@@ -40,6 +40,7 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
                 *checks,
             ],
             named={"client": "sagapost-client", "key_id": "sagapost-key-id"},
+            secret=config.internal_secret,
         )
         async with asyncio.TaskGroup() as group:
             group.create_task(lifecycle.serve(app, config.host, config.port, stop))

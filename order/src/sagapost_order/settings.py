@@ -11,10 +11,11 @@ _Seconds = Annotated[float, msgspec.Meta(gt=0, le=7 * 24 * 3600)]
 _Attempts = Annotated[int, msgspec.Meta(ge=0, le=1000)]
 
 
-class Settings(settings.Common, frozen=True, kw_only=True):
+class Settings(settings.Internal, frozen=True, kw_only=True):
     """`pay_window_s`: seconds after which an unpaid order is given up; `retry_delays_s`: see ladder.parse.
 
-    `inbox_days`, `customer_days`: see retention.Terms. The others are the saga's policy, see states.Policy.
+    `internal_secret`: what callers must send. `inbox_days`, `customer_days`: see retention.Terms.
+    The others are the saga's policy, see states.Policy.
     """
 
     database_url: settings.DatabaseUrl

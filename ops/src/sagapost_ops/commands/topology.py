@@ -14,7 +14,7 @@ from rich.text import Text
 
 from sagapost_chassis import amqp, settings, topology
 from sagapost_contracts import topology as words
-from sagapost_ops import errors, screen, targets
+from sagapost_ops import errors, passwords, screen, targets
 from sagapost_ops.commands import options
 from sagapost_ops.topology import accounts, drift, found
 from sagapost_sandbox import management
@@ -87,6 +87,7 @@ def declare(*, with_users: bool, older_services: bool, wait_s: float, port_offse
     """Declare and count."""
     if older_services and not with_users:
         raise click.UsageError("--older-services says what users may do: give --users, too")
+    passwords.require_cookie(os.environ)
     where = targets.find(port_offset)
     url = targets.need(where, "amqp_url")
     api = management.of_url(targets.need(where, "management_url")) if with_users else None
