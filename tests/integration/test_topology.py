@@ -361,3 +361,13 @@ def test_production_makes_no_user_with_a_weak_password(broker: servers.Broker) -
     named = {line.split(":")[1].strip() for line in str(refused.value).splitlines()}
     assert named == {accounts.variable(user.name) for user in topology.USERS}
     assert "-password" not in done.stderr + str(refused.value)
+
+
+def test_production_declares_nothing_beside_a_weak_cookie(broker: servers.Broker) -> None:
+    """Whoever knows the Erlang cookie commands the broker's nodes: a default, given to `topology`, is refused by name, and nothing starts."""
+    weak = {"SAGAPOST_ENV": "production", "SAGAPOST_RABBITMQ_COOKIE": "development-cookie"}
+
+    done = topology_kit.command(broker, broker.amqp_url(), "declare", **weak)
+
+    assert done.returncode == 2
+    assert "refused in production: SAGAPOST_RABBITMQ_COOKIE: it is the development default" in done.stderr
