@@ -364,7 +364,7 @@ def test_production_makes_no_user_with_a_weak_password(broker: servers.Broker) -
 
 
 def test_production_declares_nothing_beside_a_weak_cookie(broker: servers.Broker) -> None:
-    """Whoever knows the Erlang cookie commands the broker's nodes: a default, given to `topology`, is refused by name, and nothing starts."""
+    """Whoever knows the Erlang cookie commands the broker's nodes: a default that `topology` is given is refused by name."""
     weak = {"SAGAPOST_ENV": "production", "SAGAPOST_RABBITMQ_COOKIE": "development-cookie"}
 
     done = topology_kit.command(broker, broker.amqp_url(), "declare", **weak)
