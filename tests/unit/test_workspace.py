@@ -47,11 +47,15 @@ def _pins(name: str) -> dict[str, str]:
 
 def _imported(member: str) -> Iterator[tuple[str, str]]:
     for file in (ROOT / member / "src").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Import):
-                yield from ((alias.name.split(".")[0], file.name) for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                yield node.module.split(".")[0], file.name
+        yield from ((package, file.name) for package in _imports(file))
+
+
+def _imports(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.split(".")[0]
 
 
 def test_importing_email_gives_the_standard_librarys_package() -> None:
@@ -128,6 +132,36 @@ def test_a_member_imports_only_what_it_declares(member: str) -> None:
         for package, file in foreign
         if allowed.isdisjoint(utils.canonicalize_name(one) for one in distributions.get(package, [package]))
     }
+
+    assert undeclared == set()
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_a_member_declares_only_what_it_imports(member: str) -> None:
+    """A package that nothing imports any more is attack surface and an upgrade risk: it is taken out with the last import."""
+    distributions = metadata.packages_distributions()
+    used = {utils.canonicalize_name(one) for package, _ in _imported(member) for one in distributions.get(package, [package])}
+    project = _project(member)["project"]
+    declared = {
+        *_required(project["dependencies"]),
+        *(name for extra in project.get("optional-dependencies", {}).values() for name in _required(extra)),
+    }
+
+    assert declared - used == set()
+
+
+def test_what_is_no_member_imports_only_what_development_declares() -> None:
+    """Tests, benchmarks and migrations: a package that comes in through another one goes when that one drops it."""
+    distributions = metadata.packages_distributions()
+    group = set(_required(_project(".")["dependency-groups"]["dev"]))
+    allowed = group | {name for member in MEMBERS for name in _needed(member)} | {"sagapost-sandbox", "testcontainers"}
+    files = [
+        path for folder in ("tests", "benchmarks", "migrations") for path in (ROOT / folder).rglob("*.py") if "peers" not in path.parts
+    ]
+    ours = {path.stem for path in files} | {path.name for path in ROOT.glob("tests/*")} | {"benchmarks"}
+    packages = {package for path in files for package in _imports(path)} - sys.stdlib_module_names - ours
+
+    undeclared = {one for one in packages if allowed.isdisjoint(utils.canonicalize_name(name) for name in distributions.get(one, [one]))}
 
     assert undeclared == set()
 

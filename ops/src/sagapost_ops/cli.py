@@ -40,7 +40,7 @@ Every command takes --json for scripts. Exit codes: 0 it worked · 1 it failed �
 something · 3 there was nothing to work on.
 
 \b
-./sagapost up --detach   start everything (a few minutes the first time)
+./sagapost up --detach   start everything (about a minute the first time)
 ./sagapost demo happy    watch one checkout from the call to the receipt
 ./sagapost verify        prove that the books agree
 ./sagapost down          stop everything
