@@ -181,9 +181,11 @@ def _shapes() -> Iterator[dict[str, Any]]:
     yield _case("51 lines", cart(items=[item(product_id=number) for number in range(1, 52)]), UNFIT)
     yield _case("a product twice", cart(items=[item(), item()]), UNFIT)
     yield _case("a product that is not there", cart(items=[item(product_id=999_999)]), UNFIT)
-    for what, value in {"an object": {}, "text": "1", "null": None, "a list in a list": [[item()]]}.items():
+    no_items: dict[str, object] = {"an object": {}, "text": "1", "null": None, "a list in a list": [[item()]]}
+    for what, value in no_items.items():
         yield _case(f"items is {what}", cart(items=value), UNFIT)
-    for what, value in {"a number": 1, "an object": {}, "nothing": "", "a line break": "pm_card_ok\n"}.items():
+    no_methods: dict[str, object] = {"a number": 1, "an object": {}, "nothing": "", "a line break": "pm_card_ok\n"}
+    for what, value in no_methods.items():
         yield _case(f"payment_method is {what}", cart(payment_method=value), UNFIT)
 
 
