@@ -33,7 +33,6 @@ class Settings(settings.Internal, frozen=True, kw_only=True):
     mail_memory: str = ""
     mails_per_recipient_hour: int = 0
     order_url: str = ""
-    internal_secret: settings.Secret = ""
     mail_from: str = "no-reply@sagapost.example"
 
     def __post_init__(self) -> None:
