@@ -90,11 +90,11 @@ def test_every_container_is_limited(files: tuple[str, ...]) -> None:
             assert "cap_add" not in one, name
 
 
-def test_only_the_broker_may_write_its_root() -> None:
-    """Its image's entry point may write the configuration there; every other container of compose.yaml has a root that it can only read."""
+def test_only_databases_and_broker_may_write_their_roots() -> None:
+    """Their images write configuration and sockets there; every other container of compose.yaml has a root that it can only read."""
     services = _read("compose.yaml")["services"]
 
-    assert {name for name, one in services.items() if not one.get("read_only")} == {"rabbitmq"}
+    assert {name for name, one in services.items() if not one.get("read_only")} == {"order-db", "payment-db", "rabbitmq"}
 
 
 def test_who_is_given_the_internal_secret() -> None:
