@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import pathlib
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 
 import pytest
 from faults import pairs
@@ -86,17 +86,18 @@ def running(
     changes: Mapping[str, Mapping[str, str]] | None = None,
     *,
     elsewhere: Mapping[str, str] | None = None,
+    inside: Mapping[str, Sequence[str]] | None = None,
 ) -> Generator[stacks.Stack]:
     """Run a stack on fresh databases and a fresh virtual host for the length of a block.
 
-    `changes` as stack.make; `elsewhere`: the addresses of databases on other servers, by service.
+    `changes` and `inside` as stack.make; `elsewhere`: the addresses of databases on other servers, by service.
     """
     given = elsewhere or {}
     with cloned(database_server, {name: template for name, template in templates.items() if name not in given}) as here:
         vhost = f"stack-{uuid.uuid4().hex[:8]}"
         amqp_url = broker.create_vhost(vhost)
         asyncio.run(topology.declare(amqp_url))
-        made = stacks.make(folder, {**here, **given}, amqp_url, broker, changes)
+        made = stacks.make(folder, {**here, **given}, amqp_url, broker, changes, inside=inside)
         try:
             yield made.start_all()
         finally:

@@ -2,22 +2,27 @@
 
 import asyncio
 import collections
+import contextlib
+import gc
 import itertools
 import statistics
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import aio_pika
+import aiormq
 import prometheus_client
 import pytest
 import structlog
+from pamqp import commands as spec
 
 from sagapost_chassis import amqp, consuming, errors, ids
+from sagapost_chassis import topology as declaring
 from sagapost_contracts import envelope, events, topology
-from sagapost_sandbox.testing import polling, servers
+from sagapost_sandbox.testing import polling, proxy, servers
 
 pytestmark = pytest.mark.anyio
 QUEUE = topology.PAYMENT_QUEUE
@@ -41,7 +46,7 @@ class Gated(amqp.Publisher):
             await super().publish(message, exchange=exchange, routing_key=routing_key, patience_s=patience_s)
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def _consuming(
     url: str, handler: consuming.Handler, delays_s: tuple[int, ...] = (1, 5), through: amqp.Publisher | None = None
 ) -> AsyncGenerator[amqp.Publisher]:
@@ -381,6 +386,31 @@ async def test_an_unroutable_publish_is_an_error_not_a_silence(vhost: str) -> No
             await publisher.publish(amqp.message_of(sealed), exchange=topology.EXCHANGE, routing_key="no.such.key")
 
 
+async def test_a_late_confirm_costs_no_other_publish_its_connection(vhost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One publish gives up; another under way on the same channel gets its confirm, and the next ones have their own channel."""
+    monkeypatch.setattr(amqp, "PUBLISH_TIMEOUT_S", 3)
+    address = urlsplit(vhost)
+    with proxy.Proxy(str(address.hostname), int(address.port or 0)) as link:
+        async with amqp.Publisher(proxy.through(vhost, link), "test") as publisher:
+
+            async def publish() -> None:
+                await publisher.publish(amqp.message_of(_sealed()), exchange="", routing_key=QUEUE)
+
+            await publish()
+            link.pause()
+            late = asyncio.create_task(publish())
+            await asyncio.wait({late}, timeout=1.5)
+            other = asyncio.create_task(publish())
+            await asyncio.wait({late})
+            assert isinstance(late.exception(), amqp.BrokerUnavailableError)
+            link.resume()
+            await other
+            await publish()
+            assert link.connections == 1
+
+    assert await _depth(vhost, QUEUE) == 4
+
+
 async def test_a_stopping_consumer_finishes_what_it_began(vhost: str) -> None:
     """A stop while a handler runs lets it end and acknowledges: a deployment dead-letters and repeats nothing."""
     entered, release, finished = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -398,6 +428,103 @@ async def test_a_stopping_consumer_finishes_what_it_began(vhost: str) -> None:
 
     assert finished.is_set()
     assert await _depth(vhost, QUEUE) == 0
+
+
+async def test_a_message_whose_task_ended_oddly_is_delivered_again(vhost: str) -> None:
+    """A task that is cancelled, by whatever, leaves no message unanswered: the session ends, and the broker delivers it again."""
+    seen: list[consuming.Delivery] = []
+
+    async def handler(delivery: consuming.Delivery) -> None:
+        seen.append(delivery)
+        if len(seen) == 1:
+            raise asyncio.CancelledError
+
+    sealed = _sealed()
+    async with _consuming(vhost, handler) as publisher:
+        await publisher.publish(amqp.message_of(sealed), exchange=topology.EXCHANGE, routing_key=sealed.routing_key)
+        await polling.eventually(lambda: _is(len(seen) == 2))
+
+    assert await _depth(vhost, QUEUE) == 0
+
+
+async def test_a_message_in_hand_for_too_long_makes_the_process_unready(vhost: str) -> None:
+    """A handler that never ends shows: its age is a gauge, and readiness says what to do; it is ready again when the handler ends."""
+    release = asyncio.Event()
+
+    async def hanging(_: consuming.Delivery) -> None:
+        await release.wait()
+
+    sealed, stop = _sealed(), asyncio.Event()
+    async with amqp.Publisher(vhost, "test") as publisher:
+        consumer = consuming.Consumer(vhost, QUEUE, {events.CancelPayment: hanging}, publisher, longest_s=0.2)
+        task = asyncio.create_task(consumer.run(stop))
+        await polling.eventually(consumer.check)
+        await publisher.publish(amqp.message_of(sealed), exchange=topology.EXCHANGE, routing_key=sealed.routing_key)
+        await polling.eventually(lambda: _refused(consumer, "has been in hand for"))
+        assert (prometheus_client.REGISTRY.get_sample_value("sagapost_message_oldest_seconds", {"queue": QUEUE}) or 0) > 0.2
+        release.set()
+        await polling.eventually(consumer.check)
+        stop.set()
+        await task
+
+
+async def test_a_consumer_that_the_broker_forgot_consumes_anew(vhost: str) -> None:
+    """The broker does not know of the consumer any more, and says nothing: it is noticed, readiness says so, and messages come again."""
+    seen: list[consuming.Delivery] = []
+
+    async def handler(delivery: consuming.Delivery) -> None:
+        seen.append(delivery)
+
+    stop = asyncio.Event()
+    async with amqp.Publisher(vhost, "test") as publisher:
+        consumer = consuming.Consumer(vhost, QUEUE, {events.CancelPayment: handler}, publisher)
+        task = asyncio.create_task(consumer.run(stop))
+        await publisher.publish(amqp.message_of(_sealed()), exchange="", routing_key=QUEUE)
+        await polling.eventually(lambda: _is(len(seen) == 1))
+        (channel,) = [found for found in gc.get_objects() if isinstance(found, aiormq.Channel) and found.consumers]
+
+        async def forgotten() -> bool:
+            for tag in list(channel.consumers):  # one of a new pace, too
+                await channel.rpc(spec.Basic.Cancel(consumer_tag=tag))
+            return await _refused(consumer, "does not know of the consumer")
+
+        await polling.eventually(forgotten, 30)
+        await publisher.publish(amqp.message_of(_sealed()), exchange="", routing_key=QUEUE)
+        await polling.eventually(lambda: _is(len(seen) == 2), 20)
+        await polling.eventually(consumer.check, 20)
+        stop.set()
+        await task
+
+
+@pytest.mark.parametrize("name", [topology.EXCHANGE, topology.DEAD_LETTER_EXCHANGE, QUEUE])
+async def test_readiness_names_what_the_broker_lacks(name: str, vhost: str) -> None:
+    """An exchange or the queue is deleted at run time: readiness names it, and is right again when it is declared again."""
+
+    async def handler(_: consuming.Delivery) -> None:
+        """Do nothing."""
+
+    stop = asyncio.Event()
+    connection = await aio_pika.connect(vhost)
+    async with connection, amqp.Publisher(vhost, "test") as publisher:
+        consumer = consuming.Consumer(vhost, QUEUE, {events.CancelPayment: handler}, publisher)
+        task = asyncio.create_task(consumer.run(stop))
+        await polling.eventually(consumer.check)
+        channel = await connection.channel()
+        await (channel.queue_delete(name) if name == QUEUE else channel.exchange_delete(name))
+        await polling.eventually(lambda: _refused(consumer, f" {name}; declare it"), 20)
+        await declaring.declare(vhost)
+        await polling.eventually(consumer.check, 20)
+        stop.set()
+        await task
+
+
+async def _refused(consumer: consuming.Consumer, reason: str) -> bool:
+    """Return whether readiness fails for this reason."""
+    try:
+        await consumer.ready()
+    except errors.NotReadyError as exc:
+        return reason in str(exc)
+    return False
 
 
 def _counted(exception_type: str) -> list[float]:

@@ -3,7 +3,9 @@
 import asyncio
 import gc
 
+import aio_pika
 import pytest
+import yarl
 
 from sagapost_chassis import amqp
 
@@ -26,6 +28,16 @@ async def test_a_connection_that_failed_leaves_nothing_to_its_destructor() -> No
         gc.enable()
 
     assert failed
+
+
+async def test_a_fault_of_the_program_does_not_pass_for_an_outage() -> None:
+    """A RuntimeError of our own comes out as itself; the client's, for a connection that is closed, is an outage."""
+    closed = aio_pika.Connection(yarl.URL("amqp://127.0.0.1/"))
+
+    with pytest.raises(RuntimeError, match="our own"), amqp.failures("not done"):
+        raise RuntimeError("our own")
+    with pytest.raises(amqp.BrokerUnavailableError), amqp.failures("not done"):
+        await closed.channel(publisher_confirms=False).initialize()
 
 
 async def _hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

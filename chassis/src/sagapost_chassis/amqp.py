@@ -4,8 +4,9 @@ import asyncio
 import functools
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
-from contextlib import contextmanager, suppress
+import traceback
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -22,7 +23,10 @@ from sagapost_contracts import envelope, topology
 CONNECT_TIMEOUT_S: Final = 5
 PUBLISH_TIMEOUT_S: Final = 10
 # StopAsyncIteration: what aiormq 7.2 raises when the broker hangs up during the handshake
-BROKEN: Final = (exceptions.AMQPError, pamqp.exceptions.PAMQPException, OSError, RuntimeError, TimeoutError, StopAsyncIteration)
+BROKEN: Final = (exceptions.AMQPError, pamqp.exceptions.PAMQPException, OSError, TimeoutError, StopAsyncIteration)
+# The client raises RuntimeError for a closed channel or connection; any other is a fault of the program and must not pass for an outage.
+_CLIENT: Final = frozenset({"aio_pika", "aiormq", "pamqp"})
+_LOOPS: Final = frozenset({"asyncio", "uvloop", "contextlib"})
 
 BLOCKED: Final = prometheus_client.Gauge("sagapost_broker_blocked", "1 while the broker takes no messages from this process (an alarm)")
 
@@ -76,6 +80,18 @@ def failures(sentence: str) -> Generator[None]:
         raise BrokerUnavailableError(f"{sentence}: the client gave up") from exc
     except BROKEN as exc:
         raise BrokerUnavailableError(f"{sentence}: {tls.fault(exc, 'broker') or f'{type(exc).__name__}: {exc}'}") from exc
+    except RuntimeError as exc:
+        if not _of_client(exc):
+            raise
+        raise BrokerUnavailableError(f"{sentence}: {type(exc).__name__}: {exc}") from exc
+
+
+def _of_client(exc: BaseException) -> bool:
+    """Return whether the client's code raised this, or the event loop for it."""
+    frames = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in traceback.walk_tb(exc.__traceback__)]
+    while frames and frames[-1] in _LOOPS:
+        frames.pop()
+    return bool(frames) and frames[-1] in _CLIENT
 
 
 @functools.cache
@@ -139,7 +155,11 @@ async def close(connection: abc.AbstractConnection) -> None:
 
 
 class Publisher:
-    """A connection of its own for publishing; each publish is persistent, mandatory and confirmed."""
+    """A connection of its own for publishing; each publish is persistent, mandatory and confirmed.
+
+    A channel on which a confirm did not come in time takes no more messages: a late confirm must not be taken for another's. Those that
+    are under way on it wait for their own confirms, and the channel is closed after the last.
+    """
 
     def __init__(self, url: str, name: str) -> None:
         self._url = url
@@ -147,20 +167,21 @@ class Publisher:
         self._lock = asyncio.Lock()
         self._connection: abc.AbstractConnection | None = None
         self._channel: abc.AbstractChannel | None = None
+        self._users: dict[abc.AbstractChannel, int] = {}
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._drop(self._channel)
+        await self._drop(self._connection)
 
     async def check(self) -> bool:
-        """Tell whether the broker can be reached."""
+        """Return whether the broker can be reached."""
         await self._open()
         return True
 
     async def flows(self) -> bool:
-        """Tell whether the broker takes what is published; under an alarm it says no to the first message, and then when it is over."""
+        """Return whether the broker takes what is published; an alarm is said at the first message, and its end when it is over."""
         blocked = await _blocked(self._connection)
         BLOCKED.set(blocked)
         return not blocked
@@ -169,17 +190,36 @@ class Publisher:
         async with self._lock:
             if self._channel is not None and not self._channel.is_closed:
                 return self._channel
-            await self._drop(self._channel)
-            self._connection = await connect(self._url, self._name)
-            self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
+            if self._connection is None or self._connection.is_closed:
+                await self._drop(self._connection)
+                self._connection = await connect(self._url, self._name)
+            try:
+                with failures("no channel"):
+                    self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
+            except BaseException:  # one that opens no channel, in time or at all, is no connection
+                await self._drop(self._connection)
+                raise
             return self._channel
 
-    async def _drop(self, channel: abc.AbstractChannel | None) -> None:
-        if channel is not self._channel:  # another publish has dropped it already, and the present one is new
+    async def _drop(self, connection: abc.AbstractConnection | None) -> None:
+        if connection is not self._connection:  # another publish has dropped it already, and the present one is new
             return
-        connection, self._connection, self._channel = self._connection, None, None
+        self._connection, self._channel = None, None
         if connection is not None:
             await close(connection)
+
+    @asynccontextmanager
+    async def _using(self, channel: abc.AbstractChannel) -> AsyncGenerator[None]:
+        """Publish on a channel that may be retired meanwhile; the last one out closes it."""
+        self._users[channel] = self._users.get(channel, 0) + 1
+        try:
+            yield
+        finally:
+            self._users[channel] -= 1
+            if not self._users[channel]:
+                del self._users[channel]
+                if channel is not self._channel and not channel.is_closed:
+                    await _close_channel(channel)
 
     async def publish(self, message: aio_pika.Message, *, exchange: str, routing_key: str, patience_s: float = 0) -> None:
         """Publish and wait until the broker has stored the message; `patience_s` is how much longer while an alarm blocks the connection.
@@ -191,18 +231,20 @@ class Publisher:
             UnroutableError: it did not arrive anywhere.
 
         """
-        channel: abc.AbstractChannel | None = None
-        try:
-            with failures("not confirmed"):
-                async with asyncio.timeout(PUBLISH_TIMEOUT_S):
-                    channel = await self._open()
+        with failures("no channel"):
+            async with asyncio.timeout(PUBLISH_TIMEOUT_S):
+                channel = await self._open()
+        async with self._using(channel):
+            try:
+                with failures("not confirmed"):
                     target = channel.default_exchange if exchange == "" else await channel.get_exchange(exchange, ensure=False)
-                result = await self._confirmed(target.publish(message, routing_key, mandatory=True), patience_s)
-        except BrokerUnavailableError as exc:
-            if isinstance(exc.__cause__, exceptions.PublishError):
-                raise UnroutableError(f"no queue takes {routing_key!r} from exchange {exchange!r}") from exc
-            await self._drop(channel)  # a late confirm must not be taken for another message's
-            raise
+                    result = await self._confirmed(target.publish(message, routing_key, mandatory=True), patience_s)
+            except BrokerUnavailableError as exc:
+                if isinstance(exc.__cause__, exceptions.PublishError):
+                    raise UnroutableError(f"no queue takes {routing_key!r} from exchange {exchange!r}") from exc
+                if channel is self._channel:
+                    self._channel = None
+                raise
         if not isinstance(result, pamqp.commands.Basic.Ack):
             raise BrokerUnavailableError(f"the broker answered {type(result).__name__} instead of a confirm")
 
@@ -221,6 +263,12 @@ class Publisher:
             return task.result()
         finally:
             task.cancel()
+
+
+async def _close_channel(channel: abc.AbstractChannel) -> None:
+    with suppress(BrokerUnavailableError), failures("not closed"):
+        async with asyncio.timeout(2):
+            await channel.close()
 
 
 async def _blocked(connection: abc.AbstractConnection | None) -> bool:

@@ -1,5 +1,6 @@
 """A message as it came off a queue, and the copy of it that goes to a retry or dead-letter queue; knows no handler."""
 
+import time
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -37,6 +38,7 @@ class Arrival:
         self.timestamp = found.timestamp
         self.routing_key = delivered.routing_key or ""
         self.fault = _fault(self.headers, found.delivery_mode, found.expiration, len(self.body))
+        self.since = time.monotonic()
         self._channel = delivered.channel
         self._tag = delivered.delivery_tag
 

@@ -17,7 +17,7 @@ import structlog
 from aio_pika import abc
 from opentelemetry.trace import SpanKind
 
-from sagapost_chassis import amqp, arrivals, errors, ladder, lenient, properties, telemetry
+from sagapost_chassis import amqp, arrivals, asking, background, errors, ladder, lenient, properties, telemetry
 from sagapost_contracts import envelope, events, topology
 
 DRAIN_S: Final = 20
@@ -28,6 +28,11 @@ SET_ASIDE_S: Final = 600  # well below the 30 minutes after which the broker clo
 # death counts against all that the process held, and the broker's delivery limit would make dead letters of innocent ones.
 # A lost connection or a restarted broker counts too, so one or two are no suspicion.
 SUSPECT_AFTER: Final = 3
+# Suspects that have waited for this long go back to the broker, which closes the channel of who keeps one for 30 minutes: what is handled
+# at that moment may take `SET_ASIDE_S` more.
+SUSPECTS_S: Final = 600
+# No handler takes this long, nor does a copy that an alarm of the broker holds up for `SET_ASIDE_S`.
+IN_HAND_S: Final = 1200
 _DICE: Final = random.SystemRandom()
 
 HANDLED: Final = prometheus_client.Counter("sagapost_messages_handled_total", "Messages whose handler returned", ["queue", "type"])
@@ -36,6 +41,9 @@ RETRIED: Final = prometheus_client.Counter(
 )
 DEAD: Final = prometheus_client.Counter(
     "sagapost_messages_dead_total", "Messages put into the dead-letter queue", ["queue", "exception_type"]
+)
+OLDEST: Final = prometheus_client.Gauge(
+    "sagapost_message_oldest_seconds", "Seconds that the oldest message in hand has been there", ["queue"]
 )
 IN_FLIGHT: Final = prometheus_client.Gauge("sagapost_messages_in_flight", "Messages that are being handled", ["queue"])
 
@@ -81,6 +89,7 @@ class Consumer:
         *,
         concurrency: int = 32,
         retry_delays_s: tuple[int, ...] = topology.RETRY_DELAYS_S,
+        longest_s: float = IN_HAND_S,
     ) -> None:
         self._url = url
         self._queue = queue
@@ -93,13 +102,41 @@ class Consumer:
         self._broken = asyncio.Event()
         self._stop = asyncio.Event()
         self._consuming = False
+        self._tag: str | None = None  # of the consumer that the broker should know
+        self._arrived = 0
         self._alone = True  # take one message at a time
         self._turn = asyncio.Event()  # the pace must change
         self._suspects: list[arrivals.Arrival] = []
+        self._held: set[arrivals.Arrival] = set()
+        self._longest_s = longest_s
+        self._fault = ""
+        OLDEST.labels(queue).set_function(self.oldest_s)
 
     async def check(self) -> bool:
-        """Tell whether messages can arrive."""
+        """Return whether messages can arrive and none is stuck."""
+        with suppress(errors.NotReadyError):
+            return await self.ready()
+        return False
+
+    async def ready(self) -> bool:
+        """Return what `check` does, for a health check, which shows the reason.
+
+        Raises:
+            errors.NotReadyError: what the broker lacks, or that a message has been in hand for too long.
+
+        """
+        if self._fault:
+            raise errors.NotReadyError(self._fault)
+        if self.oldest_s() > self._longest_s:
+            raise errors.NotReadyError(
+                f"a message of {self._queue} has been in hand for {self.oldest_s():.0f} s, {self._longest_s:.0f} s at most are usual; "
+                "restart this process, and the broker delivers it again"
+            )
         return self._consuming
+
+    def oldest_s(self) -> float:
+        """Return for how many seconds the oldest message that is not acknowledged has been in hand; 0 when there is none."""
+        return max((time.monotonic() - arrival.since for arrival in tuple(self._held)), default=0.0)
 
     async def flows(self) -> bool:
         """Tell whether failures can be set aside: an alarm of the broker blocks who publishes, not who consumes."""
@@ -119,23 +156,43 @@ class Consumer:
                 failures = 0
             except errors.TransientError as exc:
                 failures += 1
+                self._fault = asking.missing(exc)
                 telemetry.log.warning("broker.lost", queue=self._queue, reason=f"{type(exc).__name__}: {exc}"[:300])
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), amqp.backoff_s(failures, cap_s=AGAIN_MAX_S))
         await self._drain()
 
-    async def _watch(self) -> None:
-        """Keep the metric of an alarm true, which nobody else looks at while nothing fails."""
-        while True:
+    async def _watch(self, connection: abc.AbstractConnection) -> None:
+        """Keep the metric of an alarm true, and ask the broker whether what this consumer relies on is there."""
+        broker = asking.Asking(connection, self._queue, (topology.EXCHANGE, topology.DEAD_LETTER_EXCHANGE), self._believes)
+        asked_at = time.monotonic()
+        while not self._broken.is_set():
             await self._publisher.flows()
             await asyncio.sleep(WATCH_S)
+            if time.monotonic() - asked_at < asking.ASK_S:
+                continue
+            try:
+                with amqp.failures("not asked"):
+                    anew = await broker.ask()
+            except errors.TransientError:
+                self._broken.set()  # the connection is lost
+                return
+            asked_at, self._fault = time.monotonic(), broker.fault
+            if anew:
+                self._turn.set()
+                telemetry.log.warning("consumer.anew", queue=self._queue, reason=broker.fault or "messages wait, and none is brought")
+
+    def _believes(self) -> asking.Consuming:
+        room = len(self._held) < (1 if self._alone else self._concurrency)
+        return asking.Consuming(tag=self._tag, arrived=self._arrived, room=room)
 
     async def _session(self, connection: abc.AbstractConnection) -> None:
         self._broken.clear()
+        self._held.difference_update(self._suspects)
         self._suspects.clear()
         self._alone = True  # what a dead process left stands in front of everything else
         waits: Sequence[asyncio.Future[Literal[True]]] = ()
-        watch = asyncio.create_task(self._watch())
+        watch = asyncio.create_task(self._watch(connection))
         try:
             channel = await connection.channel(publisher_confirms=False)
             underlay = await channel.get_underlay_channel()
@@ -143,13 +200,14 @@ class Consumer:
             waits = [
                 asyncio.ensure_future(wait) for wait in (self._stop.wait(), self._broken.wait(), channel.closed(), connection.closed())
             ]
+            background.watched(watch, f"watch {self._queue}", self._broken.set, cancelled=False)
             telemetry.log.info("consumer.started", queue=self._queue)
             while not any(wait.done() for wait in waits):
                 await self._take(underlay, waits)
             if self._stop.is_set():
                 await self._drain()
         finally:
-            self._consuming = False
+            self._consuming, self._tag = False, None
             watch.cancel()
             for wait in waits:
                 wait.cancel()
@@ -159,7 +217,7 @@ class Consumer:
         """Consume at one pace until it must change or the session ends; then handle suspects one by one."""
         self._turn.clear()
         await channel.basic_qos(prefetch_count=1 if self._alone else self._concurrency)
-        tag = (await channel.basic_consume(self._queue, self._accept)).consumer_tag
+        self._tag = str((await channel.basic_consume(self._queue, self._accept)).consumer_tag)
         self._consuming = True
         turn = asyncio.ensure_future(self._turn.wait())
         try:
@@ -168,12 +226,16 @@ class Consumer:
             turn.cancel()
         if self._broken.is_set() or channel.is_closed:
             return
+        tag, self._tag = self._tag, None
         async with asyncio.timeout(5):
             await channel.basic_cancel(str(tag))
         self._alone = bool(self._suspects)
         if self._alone:
             await self._drain()
         while self._suspects and not any(wait.done() for wait in waits):
+            if time.monotonic() - min(arrival.since for arrival in self._suspects) > SUSPECTS_S:
+                self._broken.set()  # the session ends, and the broker delivers those that are left again, one by one
+                return
             await self._process(self._suspects.pop(_DICE.randrange(len(self._suspects))))
 
     async def _drain(self) -> None:
@@ -181,7 +243,15 @@ class Consumer:
             await asyncio.wait(self._tasks, timeout=DRAIN_S)
 
     async def _accept(self, delivered: aiormq.abc.DeliveredMessage) -> None:
-        arrival = arrivals.Arrival(delivered)
+        try:
+            self._begin(arrivals.Arrival(delivered))
+        except Exception:  # the client only logs it, and the message would stay here unanswered
+            self._broken.set()
+            raise
+
+    def _begin(self, arrival: arrivals.Arrival) -> None:
+        self._held.add(arrival)
+        self._arrived += 1
         suspect = arrival.deliveries >= SUSPECT_AFTER
         if suspect and (not self._alone or self._turn.is_set()):
             self._suspects.append(arrival)
@@ -193,11 +263,15 @@ class Consumer:
         task = asyncio.create_task(self._process(arrival))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        background.watched(task, f"message {self._queue}", self._broken.set)
 
     async def _process(self, arrival: arrivals.Arrival) -> None:
         # the broker counts for each consumer, and what an earlier pace or a lost session still has in hand is not in its count
-        async with self._places:
-            await self._answer(arrival)
+        try:
+            async with self._places:
+                await self._answer(arrival)
+        finally:
+            self._held.discard(arrival)
 
     async def _answer(self, arrival: arrivals.Arrival) -> None:
         kind = arrival.type if arrival.type in self._handlers else "?"  # a name that a sender may choose is no label
@@ -208,18 +282,9 @@ class Consumer:
         ):
             try:
                 await self._handle(arrival, kind)
-            except errors.TransientError as exc:
-                # neither handled nor set aside: a new session makes the broker deliver it again
-                telemetry.log.warning("message.left", queue=self._queue, reason=f"{type(exc).__name__}: {exc}"[:300])
-                self._broken.set()
-                return
-            except (
-                Exception
-            ) as exc:  # our own fault: the message must not stay here unanswered, and the delivery limit ends what always fails
-                telemetry.log.error(
-                    "message.left", queue=self._queue, fingerprint=arrivals.fingerprint(exc), traceback=arrivals.frames(exc)
-                )
-                self._broken.set()
+            except Exception as exc:  # neither handled nor set aside: a new session makes the broker deliver it again
+                self._broken.set()  # before anything else: a message must not stay here unanswered
+                _report_left(self._queue, exc)
                 return
             with suppress(errors.TransientError), amqp.failures("not acknowledged"):
                 await arrival.ack()  # on a channel that is gone it raises; the redelivery is recognised by its id
@@ -289,6 +354,13 @@ class Consumer:
                 )
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), amqp.backoff_s(failures))
+
+
+def _report_left(queue: str, exc: Exception) -> None:
+    if isinstance(exc, errors.TransientError):
+        telemetry.log.warning("message.left", queue=queue, reason=f"{type(exc).__name__}: {exc}"[:300])
+    else:  # our own fault; the broker's delivery limit ends what always fails
+        telemetry.log.error("message.left", queue=queue, fingerprint=arrivals.fingerprint(exc), traceback=arrivals.frames(exc))
 
 
 def _read(arrival: arrivals.Arrival) -> Delivery:

@@ -49,3 +49,7 @@ class TransientError(FailureError):
 
 class PermanentError(FailureError):
     """The same call will fail for ever."""
+
+
+class NotReadyError(FailureError):
+    """A process cannot do its work; the sentence says why and what to do, and may be shown to anybody who asks for its health."""

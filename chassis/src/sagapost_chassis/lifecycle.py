@@ -1,4 +1,4 @@
-"""A process's life: settings and loop at start, SIGTERM and Ctrl-C drain and end with exit code 0."""
+"""A process's life: settings and loop at start, SIGTERM, SIGHUP and Ctrl-C drain and end with exit code 0."""
 
 import asyncio
 import gc
@@ -52,7 +52,7 @@ class _Server(uvicorn.Server):
 
 
 def run(service: str, common: settings.Common, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-    """Run `main(stop)` until it returns; the event is set at SIGTERM or SIGINT, and a second signal ends it at once."""
+    """Run `main(stop)` until it returns; the event is set at SIGTERM, SIGHUP or SIGINT, and a second signal ends it at once."""
     telemetry.configure(service, common.log_level)
     _collect_less()
     sentence = ""
@@ -92,8 +92,9 @@ async def _supervise(service: str, main: Callable[[asyncio.Event], Awaitable[Non
         telemetry.log.info("process.stopping", service=service)
         stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP:  # nohup means it
+            asyncio.get_running_loop().add_signal_handler(number, on_signal)
     telemetry.log.info("process.started", service=service)
     watch = asyncio.ensure_future(stop.wait())
     await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)

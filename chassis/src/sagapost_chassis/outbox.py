@@ -3,7 +3,6 @@
 import asyncio
 import time
 import zlib
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
@@ -12,7 +11,7 @@ import msgspec
 import psycopg
 from psycopg.types import json
 
-from sagapost_chassis import db, errors, ids, telemetry
+from sagapost_chassis import background, db, errors, ids, telemetry
 from sagapost_contracts import envelope, events
 
 SHARDS: Final = 4  # fixed per database: a shard never moves between cursors
@@ -130,15 +129,11 @@ class Hints:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Pass hints on until `stop` is set, one per `HINT_GAP_S` at most, and fewer while each takes long."""
-        passing = asyncio.ensure_future(self._pass_on())
-        try:
-            await stop.wait()
-        finally:
-            passing.cancel()
+        await background.until(stop, self._pass_on())
 
     async def _pass_on(self) -> None:
         while True:
-            with suppress(psycopg.Error, OSError):
+            try:
                 async with await db.Connection.connect(db.dsn_of(self._url, self._name), autocommit=True, prepare_threshold=0) as conn:
                     await conn.execute("SET synchronous_commit = off", prepare=False)
                     while True:
@@ -148,4 +143,8 @@ class Hints:
                         await conn.execute(_HINT, {"channel": CHANNEL})
                         took_s = time.monotonic() - began
                         await asyncio.sleep(min(max(HINT_GAP_S, (_HINT_SHARE - 1) * took_s), HINT_GAP_MAX_S))
+            except (psycopg.Error, OSError):
+                pass
+            except Exception as exc:  # whatever it is, checkouts go on without hints, and the next ones get another connection
+                telemetry.log.warning("hints.failed", reason=f"{type(exc).__name__}: {telemetry.first_line(exc)}")
             await asyncio.sleep(1)

@@ -1,14 +1,13 @@
 """Settings from the environment into one frozen Struct; at start it names every variable that is missing or wrong."""
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, TypeVar, get_args
 
 import msgspec
 
-from sagapost_chassis import loopback, production
+from sagapost_chassis import loopback, production, sink
 
 PREFIX: Final = "SAGAPOST_"
 FROM_FILE: Final = "_FILE"
@@ -193,7 +192,7 @@ def load_or_exit(cls: type[T], environ: Mapping[str, str]) -> T:
 
 def exit_with(sentence: str) -> NoReturn:
     """End a start that cannot succeed: the sentence on standard error, exit code 2."""
-    sys.stderr.write(sentence + "\n")
+    sink.say(sentence)
     raise SystemExit(2)
 
 

@@ -1,11 +1,13 @@
 """Logs, traces and metrics: one JSON line per request or message, one trace id from the HTTP request to the mail."""
 
+import functools
+import json
 import logging
-import sys
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Final
+from datetime import UTC, datetime
+from typing import Any, Final
 
 import prometheus_client
 import structlog
@@ -14,7 +16,7 @@ from opentelemetry.sdk import resources
 from opentelemetry.sdk import trace as sdk
 from opentelemetry.trace.propagation import tracecontext
 
-from sagapost_chassis import privacy
+from sagapost_chassis import privacy, sink
 
 _PROPAGATOR: Final = tracecontext.TraceContextTextMapPropagator()
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -32,24 +34,48 @@ HANDLED: Final = prometheus_client.Histogram(
 
 
 def configure(service: str, level: str = "info") -> None:
-    """Set up JSON logs on standard error and the tracer of this process, once, from main."""
+    """Set up JSON logs on standard error and the tracer of this process, once, from main.
+
+    From then on no log call raises or waits: what cannot be made a line of, or be written, is dropped and counted (`sink.LOST`).
+    """
+    lines = _Lines(sink.standard_error(functools.partial(_lost, service)))
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
-            _add_trace,
-            _TRACEBACKS,
-            _first_lines,
-            _scrub,
-            structlog.processors.JSONRenderer(),
-        ],
+        processors=[_sure],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS.get(level, 20)),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=lambda *_: lines,
     )
     structlog.contextvars.bind_contextvars(service=service)
     logging.basicConfig(handlers=[_Libraries()], level=logging.WARNING, force=True)
     trace.set_tracer_provider(sdk.TracerProvider(resource=resources.Resource.create({"service.name": f"sagapost-{service}"})))
+
+
+class _Lines:
+    """The end of structlog's chain: a method for each level, all of which write the finished line."""
+
+    def __init__(self, written_to: sink.Sink) -> None:
+        self.debug = self.info = self.warning = self.error = self.critical = written_to.write
+
+
+def _lost(service: str, number: int) -> str:
+    line = {"at": datetime.now(UTC).isoformat(), "level": "warning", "service": service, "event": "log.lines_lost", "number": number}
+    return json.dumps(line)
+
+
+def _sure(logger: object, name: str, event: structlog.typing.EventDict) -> str:
+    """Return the line of an event; one that no line can be made of is dropped and counted.
+
+    Raises:
+        structlog.DropEvent: structlog's own word for "write nothing", which no caller sees.
+
+    """
+    made: Any = event
+    try:
+        for step in _STEPS:
+            made = step(logger, name, made)
+        return str(made)
+    except Exception as exc:  # a value that cannot be shown, for instance; who logs must go on
+        sink.LOST.inc()
+        raise structlog.DropEvent from exc
 
 
 class _Libraries(logging.Handler):
@@ -58,7 +84,10 @@ class _Libraries(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Log one record as a warning or an error."""
         write = log.error if record.levelno >= logging.ERROR else log.warning
-        write("library.logged", logger=record.name, text=record.getMessage()[:500], exc_info=record.exc_info or None)
+        try:
+            write("library.logged", logger=record.name, text=record.getMessage()[:500], exc_info=record.exc_info or None)
+        except Exception:  # arguments that do not fit the text, for instance: who logs must go on
+            sink.LOST.inc()
 
 
 def first_line(exc: BaseException) -> str:
@@ -82,6 +111,18 @@ def _add_trace(_: object, __: str, event: structlog.typing.EventDict) -> structl
     if current.is_valid:
         event.setdefault("trace_id", f"{current.trace_id:032x}")
     return event
+
+
+_STEPS: Final[tuple[structlog.typing.Processor, ...]] = (
+    structlog.contextvars.merge_contextvars,
+    structlog.processors.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+    _add_trace,
+    _TRACEBACKS,
+    _first_lines,
+    _scrub,
+    structlog.processors.JSONRenderer(),
+)
 
 
 def current_traceparent() -> str | None:

@@ -135,13 +135,21 @@ class Breakers:
         return own
 
     async def run(self, probe: Callable[[], Awaitable[bool]]) -> None:
-        """While it is open ask twice a second, and close it when the answer is yes; `probe` must not raise, nor take over a second."""
+        """While it is open ask twice a second, and close it when the answer is yes; `probe` must not take over a second."""
         while True:
             await asyncio.sleep(PROBE_S)
-            if self.is_open and await probe():
+            if self.is_open and await _answers(probe):
                 telemetry.log.warning("circuit.closed")
                 self._failed.clear()
                 for one in (self._all, *self._own.values()):
                     if one.is_open:
                         one.close()
                 OPEN.set(0)
+
+
+async def _answers(probe: Callable[[], Awaitable[bool]]) -> bool:
+    try:
+        return await probe()
+    except Exception as exc:  # whatever it is: without the next question no checkout would ever pass again
+        telemetry.log.warning("circuit.not_probed", reason=f"{type(exc).__name__}: {telemetry.first_line(exc)}")
+        return False

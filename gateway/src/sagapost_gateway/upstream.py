@@ -12,7 +12,7 @@ import aiohttp
 import msgspec
 import prometheus_client
 
-from sagapost_chassis import internal, telemetry
+from sagapost_chassis import background, internal, telemetry
 from sagapost_gateway import breaker, errors, gate
 
 CLIENT: Final = "Sagapost-Client"  # whose call it is
@@ -134,11 +134,9 @@ class Order:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Watch over the breaker until `stop` is set; then let nobody wait any longer: streams end, and who waits gets what there is."""
-        probing = asyncio.create_task(self._breakers.run(self._ready))
         try:
-            await stop.wait()
+            await background.until(stop, self._breakers.run(self._ready))
         finally:
-            probing.cancel()
             self._ending.set()
             for stream in tuple(self._streams):
                 stream.close()

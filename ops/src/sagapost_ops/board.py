@@ -1,5 +1,9 @@
-"""Keeps the state file of a running stack up to date; it must not know how anything is started."""
+"""Keeps the state file of a running stack up to date; it must not know how anything is started.
 
+A file that cannot be written, on a full disk for instance, is written as soon as it can be: nothing of it raises.
+"""
+
+import contextlib
 import os
 import threading
 from datetime import UTC, datetime
@@ -20,11 +24,12 @@ _SCHEMES: Final[dict[state.Kind, str]] = {"postgres": "postgresql", "rabbitmq": 
 
 
 class Board:
-    """What is known about the stack; every change is written at once, as a whole file."""
+    """What is known about the stack; every change is written at once, as a whole file, or at the next `refresh`."""
 
     def __init__(self, home: Path, wanted: plan.Plan, versions: dict[state.Kind, str], supervisor: processes.Record) -> None:
         self._home = home
         self._lock = threading.Lock()
+        self._stale = False
         self._services = {unit.name: _services(unit, wanted.ports, versions) for unit in wanted.units if unit.how != "task"}
         self._state = state.State(
             supervisor=supervisor,
@@ -49,14 +54,24 @@ class Board:
                 self._services[name] = tuple(msgspec.structs.replace(one, version=version or one.version) for one in changed)
                 self._write()
 
+    def refresh(self) -> None:
+        """Write what could not be written before."""
+        with self._lock:
+            if self._stale:
+                self._write()
+
     def remove(self) -> None:
         """Take the file away: nothing runs any more."""
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):
             (self._home / state.FILE).unlink(missing_ok=True)
 
     def _write(self) -> None:
         services = tuple(service for several in self._services.values() for service in several)
-        state.write(self._home, msgspec.structs.replace(self._state, services=services))
+        try:
+            state.write(self._home, msgspec.structs.replace(self._state, services=services))
+            self._stale = False
+        except OSError:
+            self._stale = True
 
 
 def _services(unit: plan.Unit, ports: dict[str, int], versions: dict[state.Kind, str]) -> tuple[state.Service, ...]:

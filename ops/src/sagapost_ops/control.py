@@ -54,7 +54,12 @@ class Desk:
         self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
 
     def open(self) -> None:
-        """Begin to answer."""
+        """Begin to answer.
+
+        Raises:
+            OSError: the socket cannot be made in the folder, on a full disk for instance.
+
+        """
         self._path.unlink(missing_ok=True)  # of a supervisor that was killed
         with _reachable(self._path) as name:
             self._listener.bind(name)
@@ -64,13 +69,15 @@ class Desk:
 
     def close(self, timeout_s: float) -> None:
         """Wait for what is being done; call it when `stopping` is set."""
-        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
         self._listener.close()
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
     def _serve(self) -> None:
         while not self._stopping.is_set():
-            with contextlib.suppress(OSError, msgspec.MsgspecError):  # nobody asked, or who asked has gone or was not one of ours
+            with contextlib.suppress(Exception):  # nobody asked, or who asked has gone or was not one of ours; the next one may be
                 connection, _ = self._listener.accept()
                 with connection:
                     connection.settimeout(_ASK_S)
@@ -81,7 +88,8 @@ class Desk:
             wanted = msgspec.json.decode(lines.readline(LINE_BYTES), type=Restart)
         with contextlib.closing(self._handle(wanted)) as steps:
             for step in steps:
-                connection.sendall(msgspec.json.encode(step) + b"\n")
+                with contextlib.suppress(OSError):  # who asked has gone; what was asked for is done to its end all the same
+                    connection.sendall(msgspec.json.encode(step) + b"\n")
 
 
 def ask(home: Path, wanted: Restart, timeout_s: float) -> Iterator[Step]:

@@ -86,14 +86,14 @@ class Program:
             try:
                 self._await(fresh, port, stopping)
             finally:
-                (self._home / state.PIDS / f"{unit.name}.new.pid").unlink(missing_ok=True)
+                self._forget(f"{unit.name}.new.pid")
             ready = time.monotonic()
             self._leaving, self._process, self._unit, self._python = self._process, fresh, unit, python
             self._save(fresh, "")
             if self._leaving is not None:
                 self._save(self._leaving, ".old")
                 self._leaving.stop(STOP_S)
-                (self._home / state.PIDS / f"{unit.name}.old.pid").unlink(missing_ok=True)
+                self._forget(f"{unit.name}.old.pid")
             return Replaced(
                 old=self._leaving.record if self._leaving else None,
                 new=fresh.record,
@@ -145,7 +145,13 @@ class Program:
                 one.close()
 
     def _save(self, process: processes.Process, mark: str) -> None:
-        processes.save(process, self._home / state.PIDS / f"{self._unit.name}{mark}.pid")
+        """Write down which process it is; one that cannot be written down runs all the same."""
+        with contextlib.suppress(OSError):
+            processes.save(process, self._home / state.PIDS / f"{self._unit.name}{mark}.pid")
+
+    def _forget(self, name: str) -> None:
+        with contextlib.suppress(OSError):
+            (self._home / state.PIDS / name).unlink(missing_ok=True)
 
     def _environ(self, unit: plan.Unit) -> dict[str, str]:
         # a named crash point kills the first process only: what the supervisor starts instead must live

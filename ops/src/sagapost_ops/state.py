@@ -98,9 +98,13 @@ def write(home: Path, state: State) -> None:
 def replace(path: Path, content: bytes) -> None:
     """Put a file in place atomically, readable for its owner only."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    Path(temporary).replace(path)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(temporary).replace(path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def read(home: Path) -> State | None:

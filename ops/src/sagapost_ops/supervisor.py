@@ -8,15 +8,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Final, ParamSpec, TypedDict
 
 import msgspec
 
+from sagapost_chassis import sink
 from sagapost_ops import board, control, drivers, plan, program, state, versions
-from sagapost_sandbox import errors, processes
+from sagapost_sandbox import errors, logfiles, processes
 
 PLAN_FILE: Final = "plan.json"
 LOCK_FILE: Final = "lock"
@@ -24,11 +25,20 @@ START_TRIES: Final = 5
 _WATCH_EVERY_S: Final = 0.2
 _STEADY_S: Final = 10.0  # what lived this long has recovered: its next restart is quick again
 _JOIN_S: Final = 15.0
+_KEEP_EVERY_S: Final = 1.0
 _TAIL_LINES: Final = 12
 _TAIL_BYTES: Final = 100_000
 _ROUTINE: Final = '"level": "info"'  # of a process that goes on beside the one that failed
 
 Report = Callable[[str], None]
+P = ParamSpec("P")
+
+
+class LogBounds(TypedDict):
+    """When a log is turned over, and how many of those before it are kept."""
+
+    size_bytes: int
+    kept: int
 
 
 class AlreadyRunningError(Exception):
@@ -41,7 +51,8 @@ class Supervisor:
     def __init__(self, home: Path, wanted: plan.Plan, report: Report) -> None:
         self._home = home
         self._units = wanted.units
-        self._report = report
+        self._report = _quiet(report)
+        self._logs = log_bounds(os.environ)
         self._drivers = {unit.name: drivers.make(unit, wanted.ports, home) for unit in wanted.units}
         self._ready = {unit.name: threading.Event() for unit in wanted.units}
         self._threads = {unit.name: threading.Thread(target=self._keep, args=(unit,), daemon=True) for unit in wanted.units}
@@ -52,18 +63,44 @@ class Supervisor:
         self._desk = control.Desk(home, self._restart, self._stopping)
 
     def run(self, on_ready: Callable[[], None]) -> str:
-        """Run the stack until a signal; give the reason when it could not be started, otherwise nothing."""
+        """Run the stack until a signal; return the reason when it could not be started, otherwise nothing."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._on_signal)
+        try:
+            self._supervise(on_ready)
+        except Exception as exc:  # whatever it is, what was started must not be left running
+            self._failure = self._failure or f"the supervisor failed: {type(exc).__name__}: {exc}"
+        finally:
+            self._stopping.set()
+            self._end_all()
+        return self._failure
+
+    def _supervise(self, on_ready: Callable[[], None]) -> None:
         for thread in self._threads.values():
             thread.start()
         while not self._stopping.wait(0.1):
             if all(event.is_set() for event in self._ready.values()):
-                self._desk.open()
+                self._open_desk()
                 self._board.phase("ready")
-                on_ready()
-                self._stopping.wait()
+                # in a thread of its own: a terminal that takes nothing, or is gone, must not keep this one from stopping
+                threading.Thread(target=_quiet(on_ready), daemon=True).start()
+                while not self._stopping.wait(_KEEP_EVERY_S):
+                    self._board.refresh()
+                    self._turn_over()
                 self._desk.close(_JOIN_S)
+
+    def _open_desk(self) -> None:
+        try:
+            self._desk.open()
+        except OSError as exc:
+            self._report(f"./sagapost restart cannot reach this supervisor: {exc}")
+
+    def _turn_over(self) -> None:
+        for unit in self._units:
+            logfiles.turn_over(state.log_of(self._home, unit.name), reopened=unit.how == "program", **self._logs)
+        logfiles.turn_over(state.log_of(self._home, "supervisor"), reopened=True, **self._logs)
+
+    def _end_all(self) -> None:
         self._report("stopping")
         self._board.phase("stopping", self._failure)
         self._stop()
@@ -71,7 +108,6 @@ class Supervisor:
             self._board.phase("failed", self._failure)
         else:
             self._board.remove()
-        return self._failure
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del number, frame
@@ -87,12 +123,13 @@ class Supervisor:
             began = time.monotonic()
             try:
                 self._drivers[unit.name].start(self._stopping)
+                ended = self._live(unit)
             except Exception as exc:  # whatever is wrong with one unit must not silently end the thread that watches it
                 if self._stopping.is_set() or self._gives_up(unit, exc, failures + 1):
                     return
                 self._report(f"{unit.name} did not start: {exc}")
             else:
-                if not self._live(unit):
+                if not ended:
                     return
                 self._report(f"{unit.name} ended and is started again")
             failures = 1 if time.monotonic() - began > _STEADY_S else failures + 1
@@ -171,18 +208,39 @@ class Supervisor:
                 list(pool.map(self._end, names))
 
     def _end(self, name: str) -> None:
-        self._threads[name].join(_JOIN_S)  # a database half way through its start is easier to stop after it
+        if self._threads[name].is_alive():
+            self._threads[name].join(_JOIN_S)  # a database half way through its start is easier to stop after it
         try:
             self._drivers[name].stop()
-        except errors.SandboxError as exc:
+        except Exception as exc:  # whatever is wrong with one of them, the others must end, too
             self._report(f"{name} did not stop: {exc}")
 
     def _kill(self) -> None:
         for name, driver in self._drivers.items():
             try:
                 driver.kill()
-            except errors.SandboxError as exc:
+            except Exception as exc:  # whatever is wrong with one of them, the others must end, too
                 self._report(f"{name} did not stop: {exc}")
+
+
+def _quiet(tell: Callable[P, None]) -> Callable[P, None]:
+    """Return what does the same and never raises: whom it is told may be gone."""
+
+    def told(*arguments: P.args, **named: P.kwargs) -> None:
+        with contextlib.suppress(Exception, SystemExit):  # rich ends the program when its pipe is closed
+            tell(*arguments, **named)
+
+    return told
+
+
+def log_bounds(environ: Mapping[str, str]) -> LogBounds:
+    """Return the bounds of the services' logs: SAGAPOST_LOG_BYTES and SAGAPOST_LOGS_KEPT, or what logfiles has."""
+
+    def number(name: str, usual: int) -> int:
+        text = environ.get(name, "")
+        return int(text) if text.isdecimal() and int(text) > 0 else usual
+
+    return LogBounds(size_bytes=number("SAGAPOST_LOG_BYTES", logfiles.BYTES), kept=number("SAGAPOST_LOGS_KEPT", logfiles.KEPT))
 
 
 def backoff_s(failures: int) -> float:
@@ -228,10 +286,10 @@ def saved(home: Path) -> plan.Plan | None:
 
 def main(arguments: list[str]) -> int:
     """Supervise the stack of the folder that is the only argument, writing what happens to standard error."""
+    lines = sink.standard_error()
 
     def report(sentence: str) -> None:
-        sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {sentence}\n")
-        sys.stderr.flush()
+        lines.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {sentence}")
 
     home = Path(arguments[0])
     wanted = msgspec.json.decode((home / PLAN_FILE).read_bytes(), type=plan.Plan)

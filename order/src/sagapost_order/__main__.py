@@ -30,7 +30,7 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
             publisher,
             retry_delays_s=ladder.parse(config.retry_delays_s),
         )
-        checks = health.routes("order", {"database": functools.partial(_reads, pool)}, {"rabbitmq": updates.check}, mode=config.env)
+        checks = health.routes("order", {"database": functools.partial(_reads, pool)}, {"rabbitmq": updates.ready}, mode=config.env)
         policy, watcher, backlog = config.policy(), watch.Watch(pool), sweeper.Backlog()
         app = web.app(
             [

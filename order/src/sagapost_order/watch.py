@@ -1,7 +1,6 @@
 """Waiting for sagas to move: one query for everybody who waits in this process; it must not know who waits or why."""
 
 import asyncio
-import contextlib
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Final
@@ -9,7 +8,7 @@ from uuid import UUID
 
 import prometheus_client
 
-from sagapost_chassis import db, telemetry
+from sagapost_chassis import background, db, telemetry
 from sagapost_order import saga_queries
 
 PAUSE_S: Final = 0.1
@@ -53,14 +52,10 @@ class Watch:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Look until `stop` is set; then nobody waits any longer."""
-        looking = asyncio.create_task(self._look())
         try:
-            await stop.wait()
+            await background.until(stop, self._look())
         finally:
             self.ending = True
-            looking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await looking
             self._answer(dict.fromkeys(self._waiting))
 
     async def _look(self) -> None:

@@ -17,5 +17,5 @@ def app(pool: db.Pool, consumer: consuming.Consumer, skew: clock.Skew, *, mode: 
             await conn.execute("SELECT 1")
         return True
 
-    required = {"database": database, "rabbitmq": consumer.check}
+    required = {"database": database, "rabbitmq": consumer.ready}
     return web.app(health.routes("payment", required, {"rabbitmq": consumer.flows, "clock-skew": skew.check}, mode=mode))

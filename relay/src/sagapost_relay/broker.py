@@ -1,14 +1,17 @@
 """The relay's connection to RabbitMQ: opened once, never reopened, its lanes and what the broker says of itself; knows no database."""
 
 import asyncio
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 import aiormq
 from aiormq import connection as connections
+from aiormq import exceptions
 
-from sagapost_chassis import amqp, telemetry
+from sagapost_chassis import amqp, asking, background, telemetry
 from sagapost_contracts import topology
 from sagapost_relay import channels, lanes
 
@@ -33,6 +36,7 @@ class Broker:
         self._connection: aiormq.Connection | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._blocked = False
+        self.fault = ""  # the exchange that is missing, in a sentence
 
     @property
     def is_open(self) -> bool:
@@ -58,6 +62,7 @@ class Broker:
         self._connection = await amqp.first(self._url, self._connected)
         self._connection.closing.add_done_callback(self._on_closing)
         self._watcher = asyncio.create_task(self._watch(self._connection))
+        background.watched(self._watcher, "relay.watch", self._transport.abort, cancelled=False)  # a lost connection is replaced
 
     async def _connected(self, node: str) -> aiormq.Connection:
         connection = aiormq.Connection(
@@ -103,6 +108,7 @@ class Broker:
     async def _watch(self, connection: aiormq.Connection) -> None:
         # The client tells nobody that it was blocked, and keeps it in a private event. What it offers is ready(), which does
         # not return meanwhile.
+        asked_at = time.monotonic()
         while True:
             try:
                 async with asyncio.timeout(BLOCKED_AFTER_S):
@@ -111,7 +117,23 @@ class Broker:
                 self._set_blocked(blocked=True)
                 await connection.ready()
                 self._set_blocked(blocked=False)
+            if time.monotonic() - asked_at >= asking.ASK_S:
+                await self._ask(connection)
+                asked_at = time.monotonic()
             await asyncio.sleep(WATCH_GAP_S)
+
+    async def _ask(self, connection: aiormq.Connection) -> None:
+        """Ask whether the exchange is there: with nothing to publish nobody would notice."""
+        with suppress(amqp.BrokerUnavailableError), amqp.failures("not asked"):  # a connection that is lost says so by itself
+            async with asyncio.timeout(asking.ANSWER_S):
+                channel = await connection.channel(publisher_confirms=False)
+                try:
+                    await channel.exchange_declare(self._exchange, passive=True)
+                    self.fault = ""
+                except exceptions.ChannelNotFoundEntity as exc:
+                    self.fault = asking.missing(exc)
+                finally:
+                    await channel.close()
 
     def _set_blocked(self, *, blocked: bool) -> None:
         self._blocked = blocked

@@ -42,8 +42,15 @@ class Relay:
         return self._desk.alive()
 
     async def publishes(self) -> bool:
-        """Tell whether the broker is connected and takes messages."""
+        """Return whether the broker is connected and takes messages.
+
+        Raises:
+            failures.NotReadyError: it has no such exchange.
+
+        """
         broker = self._desk.broker
+        if broker is not None and broker.fault:
+            raise failures.NotReadyError(broker.fault)
         return broker is not None and broker.is_open and not broker.blocked
 
     async def nothing_parked(self) -> bool:

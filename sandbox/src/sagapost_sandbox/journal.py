@@ -41,7 +41,7 @@ class Journal:
             batch, self._waiting = self._waiting, []
             try:
                 await asyncio.to_thread(_write, self._descriptor, [line for line, _ in batch])
-            except OSError as exc:
+            except Exception as exc:  # any kind: who appended waits for an answer, and those that come later for a writer
                 for _, written in batch:
                     written.set_exception(exc)
             else:

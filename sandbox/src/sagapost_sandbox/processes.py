@@ -14,11 +14,10 @@ from typing import Final
 
 import msgspec
 
-from sagapost_sandbox import accounts, errors
+from sagapost_sandbox import accounts, errors, logfiles
 
 POLL_S: Final = 0.02
 KILL_WAIT_S: Final = 10.0
-LOG_LIMIT_BYTES: Final = 20_000_000
 TAIL_BYTES: Final = 3_000
 _FIRST_SOCKET: Final = 3  # SD_LISTEN_FDS_START
 # A program takes sockets only when its own process id is named, and only the program itself can know that before it runs.
@@ -134,8 +133,7 @@ def spawn(
     `cwd` is entered before the rights are dropped. posix_spawn instead of Popen: the child may well outlive us.
     Listening `sockets` are handed over by name, in the manner of systemd's socket activation.
     """
-    if log.exists() and log.stat().st_size > LOG_LIMIT_BYTES:
-        log.replace(log.with_suffix(".1.log"))
+    logfiles.turn_over(log, reopened=True)
     line = [_program("env"), f"--chdir={cwd}", *accounts.prefix(account, cwd), *(_ACTIVATED if sockets else ()), *map(str, arguments)]
     # copies far above where they go, so that no dup2 hits one that is still to be moved
     copies = [fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, _FIRST_SOCKET + len(sockets)) for _, one in sockets]

@@ -1,7 +1,8 @@
 """`logs`: what the services have written, readable or raw, once or as it comes."""
 
+import contextlib
+import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -9,8 +10,10 @@ import rich_click as click
 
 from sagapost_ops import errors, loglines, screen, state
 from sagapost_ops.commands import options
+from sagapost_sandbox import logfiles
 
 _POLL_S: Final = 0.2
+_LEAVE_S: Final = 3.0  # a process notices within a second that its log was turned over
 _TAIL_BYTES: Final = 4_000_000  # as much of a log as is looked at for its last lines
 
 
@@ -40,41 +43,81 @@ def command(*, service: str | None, follow: bool, lines: int, port_offset: int, 
     if service is not None and service not in logs:
         raise errors.UnfitError(f"there is no service {service!r}; there are {', '.join(sorted(logs))}")
     chosen = logs if service is None else {service: logs[service]}
-    places = {name: path.stat().st_size for name, path in chosen.items()}
-    found = [line for name, path in chosen.items() for line in loglines.parse_all(name, _tail(path, places[name]))]
+    followed = {name: _Followed(path) for name, path in chosen.items()}
+    found = [line for name, log in followed.items() for line in loglines.parse_all(name, log.tail())]
     if service is None:
         found = sorted((line for line in found if line.fields), key=lambda line: line.at)
     for line in found[len(found) - min(lines, len(found)) :]:
         _print(line, as_json=as_json)
     while follow:
-        for line in _news(chosen, places):
-            _print(line, as_json=as_json)
+        for name, log in followed.items():
+            for raw in log.news():
+                _print(loglines.parse(name, raw, ""), as_json=as_json)
         time.sleep(_POLL_S)
 
 
 def _logs(home: Path) -> dict[str, Path]:
     own = {path.parent.name: path for path in home.glob("*/server.log")}
-    return own | {path.stem: path for path in (home / "logs").glob("*.log") if not path.stem.endswith(".1")}
+    return own | {path.stem: path for path in (home / "logs").glob("*.log") if not logfiles.is_older(path)}
 
 
-def _tail(path: Path, end: int) -> list[str]:
-    start = max(0, end - _TAIL_BYTES)
-    with path.open("rb") as file:
-        file.seek(start)
-        lines = file.read(end - start).decode(errors="replace").splitlines()
-    return lines[1:] if start else lines
+class _Followed:
+    """One log, across its being turned over: what is still written to the old file comes before what is in the new one."""
 
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("rb")
+        self._place = self._file.seek(0, os.SEEK_END)
+        self._left_at: float | None = None
 
-def _news(logs: dict[str, Path], places: dict[str, int]) -> Iterator[loglines.Line]:
-    """Give the whole lines that were added; a log that got shorter was begun anew."""
-    for name, path in logs.items():
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(places[name] if places[name] <= size else 0)
-            added = file.read()
-        whole, newline, _ = added.rpartition(b"\n")
-        places[name] = size - len(added) + len(whole) + len(newline)
-        yield from (loglines.parse(name, line, "") for line in whole.decode(errors="replace").splitlines())
+    def tail(self) -> list[str]:
+        """Return the last lines from before the place where `news` begins, those of the file before this one too."""
+        start = max(0, self._place - _TAIL_BYTES)
+        self._file.seek(start)
+        lines = self._file.read(self._place - start).decode(errors="replace").splitlines()
+        if start:
+            return lines[1:]
+        with contextlib.suppress(OSError), logfiles.older(self._path).open("rb") as before:
+            before.seek(max(0, before.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            return before.read().decode(errors="replace").splitlines()[1:] + lines
+        return lines
+
+    def news(self) -> list[str]:
+        """Return the whole lines that were added."""
+        lines = self._read()
+        if self._left_at is None and self._replaced():
+            self._left_at = time.monotonic()
+        if self._left_at is not None and time.monotonic() - self._left_at > _LEAVE_S:
+            with contextlib.suppress(OSError):
+                fresh = self._next().open("rb")
+                lines += self._read()
+                self._file.close()
+                self._file, self._place, self._left_at = fresh, 0, None
+                lines += self._read()
+        return lines
+
+    def _read(self) -> list[str]:
+        if self._file.seek(0, os.SEEK_END) < self._place:
+            self._place = 0  # it was cut
+        self._file.seek(self._place)
+        whole, newline, _ = self._file.read().rpartition(b"\n")
+        self._place += len(whole) + len(newline)
+        return whole.decode(errors="replace").splitlines()
+
+    def _next(self) -> Path:
+        """Return the file that came after this one; the log itself when this one is not kept any more."""
+        number = 1
+        while (older := logfiles.older(self._path, number)).exists():
+            if os.path.samestat(older.stat(), os.fstat(self._file.fileno())):
+                return logfiles.older(self._path, number - 1) if number > 1 else self._path
+            number += 1
+        return self._path
+
+    def _replaced(self) -> bool:
+        try:
+            return not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
+        except OSError:
+            return False
 
 
 def _print(line: loglines.Line, *, as_json: bool) -> None:

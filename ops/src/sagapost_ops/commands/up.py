@@ -8,6 +8,7 @@ from typing import Final
 
 import rich_click as click
 
+from sagapost_chassis import sink
 from sagapost_ops import drivers, errors, plan, reports, screen, state, supervisor
 from sagapost_ops.commands import down, options
 from sagapost_sandbox import errors as sandbox_errors
@@ -79,7 +80,7 @@ def _refuse_taken_ports(port_offset: int) -> None:
 
 
 def _start_in_front(home: Path, made: plan.Plan, *, as_json: bool) -> None:
-    console = screen.err()
+    console, lines = screen.err(), sink.standard_error()
 
     def on_ready() -> None:
         found = state.read(home)
@@ -89,12 +90,12 @@ def _start_in_front(home: Path, made: plan.Plan, *, as_json: bool) -> None:
 
     try:
         with supervisor.alone(home):
-            failure = supervisor.Supervisor(home, made, lambda line: console.print(f"  {line}", soft_wrap=True)).run(on_ready)
+            failure = supervisor.Supervisor(home, made, lambda line: lines.write(f"  {line}")).run(on_ready)
     except supervisor.AlreadyRunningError as exc:
         raise errors.UnfitError("another call is starting this stack right now") from exc
     if failure:
         raise errors.FailedError(failure)
-    console.print("Everything has stopped.")
+    lines.write("Everything has stopped.")
 
 
 def _start_behind(home: Path) -> state.State:
