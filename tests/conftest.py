@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import hypothesis
 import pytest
+import soft_limit
 from integration import leak_search
 
 from sagapost_chassis import topology
@@ -42,6 +43,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure() -> None:
     """Let SIGTERM end a run as Ctrl-C does: fixtures are torn down, no server stays behind."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give each async test a limit below that of its process."""
+    soft_limit.apply(items, float(config.getini("timeout")))
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import http.client
 import os
 import resource
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 
 import pytest
 from faults import conftest, stack
@@ -33,7 +33,7 @@ def deaf_stack(
     templates: Mapping[str, str],
 ) -> Generator[stack.Stack]:
     """Run a stack in which no process has a standard error that takes a line."""
-    inside = dict.fromkeys((*SERVICES, *SANDBOX), ("/bin/bash", "-c", STATES[request.param], "bash"))
+    inside: dict[str, Sequence[str]] = dict.fromkeys((*SERVICES, *SANDBOX), ("/bin/bash", "-c", STATES[request.param], "bash"))
     changes = {"email": {"SAGAPOST_METRICS_PORT": str(ports.trial(1)[0])}}
     folder = tmp_path_factory.mktemp("deaf")
     with conftest.running(folder, database_server, broker, templates, changes, inside=inside) as made:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import uuid
 from typing import Any
 
 import pytest
@@ -61,6 +62,40 @@ def test_an_address_is_taken_out(text: str, left: str) -> None:
     assert privacy.scrubbed(text) == left
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["ForeignSagaError@handlers.py:intend", "ZeroDivisionError@test_chassis_consuming.py:handler", "CommitUnknownError@db.py:transaction"],
+)
+def test_the_name_of_a_failure_stays(name: str) -> None:
+    """A fingerprint is no address: whoever reads `dlq groups` finds it in the log."""
+    assert privacy.scrubbed(f"it failed: {name}, again") == f"it failed: {name}, again"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("name@site.com.py:secret", "<address>:secret"),
+        ("name@shop.py:intend", "<address>:intend"),
+        ("jos\u00e9@b\u00fccher.example", "<address>"),
+        ('"a b"@example.com', "<address>"),
+        ("1 4242424242424242", "1 <card>"),
+        ("x4242424242424242", "x<card>"),
+        ("4242-4242 4242-4242x", "<card>x"),
+        ("/api/orders/sp_development_" + "a1B2" * 8, "/api/orders/<key>"),
+        ("sp_production_" + "Z9" * 16 + ".", "<key>."),
+    ],
+)
+def test_nothing_is_missed_for_what_stands_beside_it(text: str, left: str) -> None:
+    """A domain of Paraguay, other scripts, quotes, a letter or a short group in front of a card number, a key in a path."""
+    assert privacy.scrubbed(text) == left
+
+
+@given(st.uuids())
+def test_no_id_is_taken_for_a_card(name: uuid.UUID) -> None:
+    """The ids of messages, sagas and traces stay whole."""
+    assert privacy.scrubbed(f"{name} {name.hex}") == f"{name} {name.hex}"
+
+
 @given(st.text(alphabet="abcXYZ019._%+-", min_size=1, max_size=64).filter(lambda word: word[0] not in ".-"), st.text(max_size=40))
 def test_no_plain_address_is_left_in_any_text(local: str, around: str) -> None:
     """Whatever stands around an address, it does not stay whole."""
@@ -73,6 +108,8 @@ def test_a_long_text_takes_no_time_worth_speaking_of() -> None:
     """A megabyte that is almost an address, or almost a number, is looked at once."""
     assert privacy.scrubbed("a" * 1_000_000 + "@") == "a" * 1_000_000 + "@"
     assert privacy.scrubbed("1" * 1_000_000) == "1" * 1_000_000
+    assert privacy.scrubbed('"' * 1_000_000 + "@") == '"' * 1_000_000 + "@"
+    assert privacy.scrubbed("a@" * 500_000) == "a@" * 500_000
 
 
 def _logged(*calls: dict[str, Any]) -> str:

@@ -56,9 +56,13 @@ class Arrival:
 
     @property
     def deliveries(self) -> int:
-        """How often the broker has delivered it before and was not answered."""
-        value = self.headers.get("x-delivery-count", 0)
-        return value if type(value) is int else 0
+        """How often the broker has delivered it before and was not answered.
+
+        Quorum queues count failures in the first header; from RabbitMQ 4.0 on those to consumers of this protocol may stand in the
+        second one only, which counts every return to the queue.
+        """
+        counts = [self.headers.get(name) for name in ("x-delivery-count", "x-acquired-count")]
+        return max((count for count in counts if type(count) is int), default=0)
 
     @property
     def gone(self) -> bool:

@@ -24,7 +24,7 @@ _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 # without the frames' variables: they hold customers' addresses
 _TRACEBACKS: Final = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20))
 
-_OURS: Final = frozenset({"at", "level", "service", "event", "trace_id", "duration_ms", "outcome", "attempt", "order_id"})
+_OURS: Final = frozenset({"at", "level", "service", "event", "trace_id", "duration_ms", "outcome", "attempt", "order_id", "fingerprint"})
 
 log: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()
 

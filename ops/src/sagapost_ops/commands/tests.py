@@ -94,7 +94,8 @@ def _sharing(workers: int | None, arguments: tuple[str, ...]) -> list[str]:
     is_whole = not any(pathlib.Path(argument.partition("::")[0]).exists() for argument in arguments if not argument.startswith("-"))
     count = workers or (_WORKERS if is_whole else 1)
     # in their own order, the long ones of e2e and faults first: by the number of tests, as usual, those would come last and one worker wait
-    return [f"--numprocesses={count}", "--dist=loadscope", "--no-loadscope-reorder"] if count > 1 else []
+    # a worker that a hanging test ended is not replaced: the next one would be given the same test again, and others would never run
+    return [f"--numprocesses={count}", "--dist=loadscope", "--no-loadscope-reorder", "--max-worker-restart=0"] if count > 1 else []
 
 
 def _need_docker() -> None:
