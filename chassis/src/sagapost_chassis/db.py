@@ -15,7 +15,7 @@ import psycopg
 import psycopg_pool
 from psycopg import conninfo
 
-from sagapost_chassis import errors, settings
+from sagapost_chassis import errors, settings, telemetry
 
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
@@ -23,6 +23,13 @@ T = TypeVar("T")
 # serialization failure, deadlock, lock not available, cancelled or shut down, connection lost
 _RETRYABLE: Final = ("40001", "40P01", "55P03", "57P0", "57014", "08", "53300")
 _TIMEOUTS: Final = "-c statement_timeout=10000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=30000"
+# what every transaction relies on, and a role or a pooler can take away
+_RELIED_ON: Final = """
+SELECT current_setting('synchronous_commit'), current_setting('synchronous_standby_names') <> '',
+       '0' IN (current_setting('statement_timeout'), current_setting('lock_timeout'),
+               current_setting('idle_in_transaction_session_timeout')),
+       current_user
+"""
 # Two at a time: one runs its statements while the other waits for its commit. Of the pool's ten connections the rest is for requests.
 COMMITTERS: Final = 2
 GROUP_MAX: Final = 64
@@ -112,6 +119,8 @@ def dsn_of(url: str, name: str) -> str:
         "tcp_user_timeout": "5000",
         "options": f"{_TIMEOUTS} {_KEEPALIVES} {_PLANS}",
     }
+    # the later word counts: options of the URL change single settings, and take no other away
+    given["options"] = f"{defaults['options']} {given.get('options', '')}".strip()
     return conninfo.make_conninfo("", **(defaults | given))
 
 
@@ -131,6 +140,7 @@ async def open_pool(url: str, name: str, *, max_size: int = 10, on_commit: Calla
         timeout=2,
         reconnect_timeout=5,  # the default backs off to minutes after an outage
         check=_check,
+        configure=_rely_on,
         reset=_note_return,
         open=False,
         name=name,
@@ -143,6 +153,36 @@ async def open_pool(url: str, name: str, *, max_size: int = 10, on_commit: Calla
         yield pool
     finally:
         await pool.close(timeout=5)
+
+
+async def _rely_on(conn: Connection) -> None:
+    """Look, on each new connection of a pool, at what every transaction relies on: a role may be altered while its services run.
+
+    Raises:
+        psycopg.OperationalError: the session is of no use; the pool tries another one.
+
+    """
+    wrong = await fault(conn)
+    if wrong:
+        telemetry.log.error("database.refused", reason=wrong)
+        raise psycopg.OperationalError(wrong)
+
+
+async def fault(conn: Connection) -> str:
+    """Return what is wrong with a session, in a sentence that says what to do; empty when it may be relied on."""
+    asked = await (await conn.execute(_RELIED_ON, prepare=False)).fetchone()
+    level, replicated, unbounded, role = asked if asked is not None else ("", False, False, "")
+    if level == "off" or (level == "local" and replicated):
+        return (
+            f"synchronous_commit is {level} for the role {role}, so that an order that was answered could be lost with the server; "
+            "set it to on (ALTER ROLE or ALTER DATABASE … RESET synchronous_commit)"
+        )
+    if unbounded:
+        return (
+            "statement_timeout, lock_timeout or idle_in_transaction_session_timeout is not in force for this session; connect without a "
+            "pooler that ignores startup parameters, or set them for the role"
+        )
+    return ""
 
 
 async def _note_return(conn: Connection) -> None:
@@ -166,13 +206,15 @@ async def require(url: str, name: str) -> None:
     """
     try:
         async with await Connection.connect(dsn_of(url, name)) as conn:
-            await conn.execute("SELECT 1")
+            wrong = await fault(conn)
     except psycopg.OperationalError as exc:
         reason = str(exc).strip().splitlines()[0].removeprefix("connection failed: ")
         raise settings.CannotStartError(
             f"the database at {settings.without_password(url)} cannot be used: {reason}; "
             "start it (./sagapost up) or correct SAGAPOST_DATABASE_URL"
         ) from exc
+    if wrong:
+        raise settings.CannotStartError(f"the database at {settings.without_password(url)} cannot be used: {wrong}")
 
 
 @asynccontextmanager
