@@ -94,7 +94,7 @@ def _kinds(shop: Stack, answer: Mapping[str, object]) -> list[str]:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("when", ["before new orders"])
+@pytest.mark.parametrize("when", ["before new orders", "after new orders"])
 def test_the_order_database_goes_back(shop: Stack, call: Call, database_server: servers.Databases, when: str) -> None:
     """Ten orders are lost: the next twenty are notified, the lost ones are listed, refunded once each, and every invariant holds.
 
@@ -148,4 +148,32 @@ def test_numbers_that_would_come_again_are_found_and_lifted(shop: Stack, call: C
     assert int(str(new["id"])) > max(int(str(one["id"])) for one in lost) + 1000
     for one in lost:
         shop.reached(str(one["saga_id"]), "compensated")
+    shop.verified()
+
+
+@pytest.mark.timeout(240)
+def test_the_payment_database_goes_back(shop: Stack, call: Call, database_server: servers.Databases) -> None:
+    """It lost charges, a decline, a refund and a cancellation: told again, it finds everything at the provider and takes nothing twice."""
+    (undone,) = _bought(shop, 1)
+    with _backed_up(shop, "payment", database_server) as put_back:
+        lost = _bought(shop, 4)
+        (declined,) = _bought(shop, 1, "pm_card_declined")
+        cancelled = lost.pop()
+        for one in (cancelled, undone):
+            assert shop.cancel(int(str(one["id"]))) == 202
+            shop.reached(str(one["saga_id"]), "compensated")
+        put_back()
+
+    dry = call("restored", "--payment")
+    done = call("restored", "--payment", "--yes", "--reason", "restored")
+
+    assert dry["done"] is None
+    assert done["done"]["replayed"] >= 6
+    shop.verified()
+    assert [_kinds(shop, one) for one in lost] == [["charge"]] * 3
+    assert [_kinds(shop, one) for one in (cancelled, undone)] == [["charge", "refund"]] * 2
+    assert _kinds(shop, declined) == []
+    assert shop.cancel(int(str(lost[0]["id"]))) == 202
+    shop.reached(str(lost[0]["saga_id"]), "compensated")
+    assert _kinds(shop, lost[0]) == ["charge", "refund"]
     shop.verified()
