@@ -17,6 +17,7 @@ from sagapost_chassis import settings
 from sagapost_contracts import topology
 from sagapost_ops import passwords, roles
 from sagapost_ops.topology import accounts
+from sagapost_sandbox import logfiles
 
 ROOT: Final = pathlib.Path(__file__).parents[1]
 PAGE: Final = ROOT / "docs" / "settings.md"
@@ -43,6 +44,8 @@ COMMANDS: Final = {
     "SAGAPOST_MIGRATIONS": "`migrations`",
     "SAGAPOST_STATE": "`.sagapost`",
     "SAGAPOST_PORT_OFFSET": "`0`",
+    "SAGAPOST_LOG_BYTES": f"`{logfiles.BYTES}`",
+    "SAGAPOST_LOGS_KEPT": f"`{logfiles.KEPT}`",
     "SAGAPOST_PYTHON": "the first Python 3.11 or newer on PATH",
 }
 BEFORE: Final = {

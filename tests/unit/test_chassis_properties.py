@@ -157,7 +157,7 @@ def test_a_fingerprint_names_the_exception_and_the_innermost_frame_of_ours() -> 
 
 def test_a_copy_carries_no_counts_of_the_brokers_and_goes_to_nobody_else() -> None:
     """A count that is carried on would look like deliveries of the copy, and CC and BCC are for the broker to act on."""
-    headers: Any = {"x-delivery-count": 3, "x-acquired-count": 4, "x-death": [], "x-first-death-queue": "q", "CC": ["a"], "BCC": ["b"]}
+    headers: Any = {"x-delivery-count": 3, "x-acquired-count": 2, "x-death": [], "x-first-death-queue": "q", "CC": ["a"], "BCC": ["b"]}
     found = Basic.Properties(headers={**headers, "x-replay-id": "r-1"}, message_id="m")
     channel: Any = None
     arrival = arrivals.Arrival(
