@@ -51,6 +51,7 @@ def test_each_deadline_fires_once_although_its_process_died(
 ) -> None:
     """A hundred unpaid orders wait, their process is killed with -9, two replicas come up: each deadline is applied once, none early."""
     env = {"SAGAPOST_DATABASE_URL": order_db, "SAGAPOST_AMQP_URL": vhost, "SAGAPOST_PAY_WINDOW_S": str(WINDOW_S)}
+    start_service("relay", env).wait_ready()  # a deadline waits for a message that has not left
     doomed = start_service("order", env).wait_ready()
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
         assert set(threads.map(checkout, [doomed] * SAGAS)) == {202}
@@ -97,6 +98,7 @@ def test_a_sweeper_that_dies_after_its_commit_repeats_nothing(
 ) -> None:
     """Kill -9 right behind a deadline's commit: started again, the others follow, and that one is not applied twice."""
     env = {"SAGAPOST_DATABASE_URL": order_db, "SAGAPOST_AMQP_URL": vhost, "SAGAPOST_PAY_WINDOW_S": "9"}
+    start_service("relay", env).wait_ready()
     doomed = start_service("order", env | {"SAGAPOST_CRASH": crash}).wait_ready()
     for _ in range(10):
         checkout(doomed)

@@ -64,7 +64,7 @@ def test_a_payment_that_succeeds_after_the_deadline_goes_back(impatient_stack: S
     answer = bought(impatient_stack)
 
     saga = impatient_stack.reached(answer["saga_id"], "compensated", deadline_s=40)
-    assert saga["reason"] == "timeout"
+    assert saga["reason"] in {"timeout", "expired"}  # payment's clock or the order's: whichever ends first
     polling.eventually(lambda: moved(impatient_stack, answer["saga_id"])["charge"], 20)
     impatient_stack.provider_behaves()
     polling.eventually(lambda: moved(impatient_stack, answer["saga_id"])["refund"], 30)

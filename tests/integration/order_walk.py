@@ -23,6 +23,7 @@ from sagapost_sandbox.testing import polling, servers, services
 NOWHERE = "amqp://guest:guest@127.0.0.1:1/"
 PRICE = Decimal("49.99")
 CANCEL = "cancel"
+TOLD = "told"
 # so that no deadline comes between: a running service looks for them four times a second
 POLICY = states.Policy(compensate_s=600)
 PATIENT: Mapping[str, str] = {"COMPENSATE_S": "600"}
@@ -32,7 +33,7 @@ WAYS: Mapping[str, tuple[str, ...]] = {
     states.PAID: (states.PAYMENT_PROCESSED,),
     states.NOTIFIED: (states.PAYMENT_PROCESSED, states.EMAIL_SENT),
     states.COMPENSATING: (CANCEL,),
-    states.COMPENSATED: (CANCEL, states.PAYMENT_VOIDED),
+    states.COMPENSATED: (CANCEL, states.PAYMENT_VOIDED, TOLD),
     states.NOTIFY_FAILED: (states.PAYMENT_PROCESSED, states.EMAIL_FAILED),
     states.COMPENSATION_FAILED: (states.PAYMENT_PROCESSED, CANCEL, states.REFUND_FAILED),
 }
@@ -74,7 +75,7 @@ async def happen(pool: db.Pool, order: domain.Order, step: str, client: str = "d
         await moves.cancel(pool, POLICY, order.id, client)
         return
     message = _message(order, step)
-    delivery = consuming.Delivery(message_id=ids.uuid7(), type=step, message=message, attempt=1, time=datetime.now(UTC))
+    delivery = consuming.Delivery(message_id=ids.uuid7(), type=type(message).__name__, message=message, attempt=1, time=datetime.now(UTC))
     await moves.on_event(pool, POLICY, delivery)
 
 
@@ -162,6 +163,7 @@ def _message(order: domain.Order, step: str) -> events.Message:
         states.PAYMENT_REFUNDED: events.PaymentRefunded(**about, amount=PRICE, payment_version=2, refund_id="re"),
         states.REFUND_FAILED: events.RefundFailed(**about, amount=PRICE, payment_version=2, code="refused", permanent=True),
         states.EMAIL_SENT: events.EmailSent(**about, template=events.RECEIPT, smtp_message_id="<m>"),
+        TOLD: events.EmailSent(**about, template=events.CANCELLATION, smtp_message_id="<c>"),
         states.EMAIL_FAILED: events.EmailFailed(**about, template=events.RECEIPT, code="mailbox_unavailable", permanent=True),
     }
     return made[step]

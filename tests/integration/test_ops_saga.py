@@ -70,7 +70,7 @@ class Shop:
     def get(self, order: Order) -> dict[str, Any]:
         """Read the order's saga."""
         with client.Client(self.url) as gateway:
-            return dict(json.loads(gateway.call("GET", f"/api/sagas/{order.saga_id}").body))
+            return dict(json.loads(gateway.call("GET", f"/api/ops/sagas/{order.saga_id}").body))
 
     def hear(self, *messages: events.Message) -> None:
         """Let the order service hear messages, one after another."""
@@ -269,7 +269,7 @@ def test_a_saga_is_shown_by_its_orders_number_or_its_own_id(shop: Shop, call: Ca
         "49.99 USD captured, nothing refunded",
         "receipt_failed: the receipt could not be delivered",
         "in 60 min: the receipt is asked for again",
-        "a mail could not be delivered: mailbox_unavailable",
+        "the receipt could not be delivered: mailbox_unavailable",
         f'./sagapost saga retry {order.id} --reason "…"',
     ):
         assert says in by_number.out

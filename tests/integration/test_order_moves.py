@@ -31,7 +31,12 @@ REQUEST = domain.CheckoutRequest(
     payment_method="pm_card_ok",
 )
 WAITING = "SELECT count(*) AS sessions FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-DUE = "UPDATE sagas SET deadline_at = now() - interval '1 second' WHERE deadline_at IS NOT NULL"
+# what a relay stores when everything has left the outbox
+LEFT = "UPDATE outbox_cursor SET lo = pg_current_snapshot()"
+DUE = (
+    "UPDATE outbox_cursor SET lo = pg_current_snapshot(); "
+    "UPDATE sagas SET deadline_at = now() - interval '1 second' WHERE deadline_at IS NOT NULL"
+)
 
 
 @pytest.fixture
@@ -185,15 +190,21 @@ async def test_a_slow_payment_is_announced_again_under_its_first_id(pool: db.Poo
 
 
 async def test_an_unpaid_order_is_given_up_at_its_deadline(pool: db.Pool, order: domain.Order, sql: Sql) -> None:
-    """At pay_before the saga begins to compensate, and payment is told to see to it."""
+    """At pay_before payment is asked once more; when it has had time to answer the saga begins to compensate."""
+    sql.execute(LEFT)
     sql.execute("UPDATE sagas SET deadline_kind = 'pay', deadline_at = now()")
+    assert await sweep(pool)
+    asked = saga_row(sql, order)
+    assert (asked["state"], asked["deadline_kind"]) == ("created", "answer")
+    assert (asked["deadline_at"] - asked["updated_at"]).total_seconds() == 60
+    sql.execute(DUE)
 
     assert await sweep(pool)
     assert not await sweep(pool)
 
     row = saga_row(sql, order)
     assert (row["state"], row["reason"], row["deadline_kind"]) == ("compensating", "timeout", "compensate")
-    assert emitted(sql) == ["OrderCreated", "CancelPayment"]
+    assert emitted(sql) == ["OrderCreated", "OrderCreated", "CancelPayment"]
 
 
 async def test_a_receipt_is_asked_for_again_and_parked_at_last(pool: db.Pool, order: domain.Order, sql: Sql) -> None:
@@ -274,6 +285,7 @@ async def test_a_deadline_that_was_overwritten_is_not_applied(pool: db.Pool, ord
 async def test_a_saga_that_cannot_be_moved_keeps_no_other_waiting(pool: db.Pool, sql: Sql) -> None:
     """A deadline whose application fails names its saga, and the next sweep leaves it out."""
     broken, sound = await place(pool), await place(pool)
+    sql.execute(LEFT)
     sql.execute("UPDATE sagas SET deadline_at = now() - interval '1 hour', amount = 1 WHERE id = %s", (broken.saga_id,))
     sql.execute("UPDATE sagas SET deadline_at = now() - interval '1 second' WHERE id = %s", (sound.saga_id,))
     refuse = composing.SQL("ALTER TABLE saga_history ADD CHECK (saga_id <> {}) NOT VALID")

@@ -165,9 +165,12 @@ async def test_a_saga_that_goes_on_after_its_end_can_be_followed_again(service: 
     async with order_walk.streamed(f"{saga_url(service, order)}/events", Last_Event_ID="3") as events:
         (cancelled,) = await order_walk.heard(events)
         await order_walk.happen(pool, order, states.PAYMENT_REFUNDED)
-        refunded, end = await order_walk.heard(events, 2)
+        (refunded,) = await order_walk.heard(events)
+        await order_walk.happen(pool, order, order_walk.TOLD)
+        told, end = await order_walk.heard(events, 2)
 
-    assert [json.loads(event["data"])["to"] for event in (cancelled, refunded)] == ["compensating", "compensated"]
+    assert [json.loads(event["data"])["to"] for event in (cancelled, refunded, told)] == ["compensating", "compensated", "compensated"]
+    assert json.loads(told["data"])["mail"] == "cancellation"
     assert json.loads(end["data"]) == {"state": "compensated"}
 
 

@@ -20,6 +20,23 @@ FULL: Final = Decimal("100.00")
 WINDOW_S: Final = 900
 POLICY: Final = states.Policy(notify_attempts=1, compensate_attempts=1)
 PAYMENT_EVENTS: Final = frozenset({"PaymentProcessed", "PaymentFailed", "PaymentVoided", "PaymentRefunded", "RefundFailed"})
+RECEIPTS: Final = frozenset({"PaymentProcessed", "RequestNotification"})
+# what the email service reports: the event, the mail, and whether a failure is for good
+MAIL_EVENTS: Final = {
+    "CancellationSent": ("EmailSent", "cancellation", True),
+    "CancellationFailed": ("EmailFailed", "cancellation", True),
+    "CancellationLater": ("EmailFailed", "cancellation", False),
+    "ReceiptLater": ("EmailFailed", "receipt", False),
+}
+# email reports a failure before it asks again, and the inbox knows a message that comes twice
+_FAILURES: Final = frozenset({("EmailFailed", 0), ("ReceiptLater", 0)})
+# what payment answers to an order whose payment has ended
+ANSWERS: Final = {
+    "captured": "PaymentProcessed",
+    "failed": "PaymentFailed",
+    "voided": "PaymentVoided",
+    "refunded": "PaymentRefunded",
+}
 # which finished sagas may go on, and what for
 LEFT: Final = {
     ("notified", "CancelRequested"),
@@ -49,7 +66,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class World(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that is, with all that was ever sent; `mails` names the accepted ones."""
+    """Everything that is, with all that was ever sent; `mails` names the accepted ones, `sending` is a receipt on its way."""
 
     row: domain.Saga
     now: datetime = AT
@@ -59,6 +76,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     to_email: frozenset[str] = frozenset()
     to_order: frozenset[tuple[str, int]] = frozenset()
     mails: frozenset[str] = frozenset()
+    sending: bool = False
     steps: tuple[saga.Step, ...] = ()
 
     def key(self) -> object:
@@ -66,8 +84,9 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
         row = self.row
         seen = (row.state, row.captured, row.refunded, row.payment_version, row.notified_at is None, row.attempts, row.deadline_kind)
         late = self.now > row.pay_before, self.now > row.created_at + timedelta(seconds=POLICY.cancel_window_s)
-        rest = (self.payment, self.provider, self.to_payment, self.to_email, self.to_order, self.mails)
-        return seen, late, row.reason is None, row.attention, row.cancellation_sent_at is None, rest
+        rest = (self.payment, self.provider, self.to_payment, self.to_email, self.to_order, self.mails, self.sending)
+        mails = row.cancellation_sent_at is None, row.cancel_noted, row.receipt_until is None
+        return seen, late, row.reason is None, row.attention, mails, rest
 
 
 def new() -> World:
@@ -96,7 +115,12 @@ def actions(world: World, *, mended: bool = False) -> Iterator[tuple[str, ...]]:
     if world.payment.status:
         yield from (("look", outcome) for outcome in outcomes)
     for name in sorted(world.to_email):
-        yield from (("email", name, outcome) for outcome in (("ok",) if mended else ("ok", "refused")))
+        if name in RECEIPTS:
+            yield from () if world.sending or _FAILURES & world.to_order else (("ask",),)
+        else:
+            yield from (("email", name, outcome) for outcome in (("ok",) if mended else ("ok", "refused", "later")))
+    if world.sending or mended:
+        yield from (("send", outcome) for outcome in (("ok",) if mended else ("ok", "refused", "later")))
     yield from (("order", name, str(version)) for name, version in sorted(world.to_order))
     if world.provider.hanging:
         yield ("books",)
@@ -109,27 +133,41 @@ def actions(world: World, *, mended: bool = False) -> Iterator[tuple[str, ...]]:
 def happen(world: World, action: tuple[str, ...]) -> World:
     """Let one thing happen."""
     match action:
+        case ("email" | "ask" | "send", *_):
+            found = _happen_to_mail(world, action)
         case ("payment", "OrderCreated", outcome):
             found = _created(world, outcome)
         case ("payment", _, outcome):
             found = _cancel(world, outcome)
         case ("look", outcome):
             found = _look(world, outcome)
-        case ("email", name, outcome):
-            found = _mail(world, name, outcome)
         case ("books",):
             found = _book(world)
         case ("order", name, version):
-            is_mail = name == "CancellationSent"
-            template = "cancellation" if is_mail else "receipt"
-            event = states.Event(name=states.EMAIL_SENT if is_mail else name, at=world.now, policy=POLICY, amount=FULL, template=template)
+            heard, template, permanent = MAIL_EVENTS.get(name, (name, "receipt", True))
+            world = msgspec.structs.replace(world, to_order=world.to_order - (_FAILURES & {(name, int(version))}))
+            event = states.Event(name=heard, at=world.now, policy=POLICY, amount=FULL, template=template, permanent=permanent)
             found = hear(world, msgspec.structs.replace(event, payment_version=int(version)))
+        case ("deadline",) if world.row.deadline_at is None:
+            found = world
         case ("deadline",):
-            due = msgspec.structs.replace(world, now=max(world.now, world.row.deadline_at or world.now))
+            now = max(world.now, world.row.deadline_at or world.now)
+            is_sending = world.sending and world.row.receipt_until is not None and now < world.row.receipt_until
+            due = msgspec.structs.replace(world, now=now, sending=is_sending)
             found = hear(due, states.Event(name=states.DEADLINE, at=due.now, policy=POLICY))
         case _:
             found = hear(world, states.Event(name=action[1], at=world.now, policy=POLICY))
     return found
+
+
+def _happen_to_mail(world: World, action: tuple[str, ...]) -> World:
+    match action:
+        case ("ask",):
+            return _ask(world)
+        case ("send", outcome):
+            return _send(world, outcome)
+        case _:
+            return _tell_of_end(world, action[-1])
 
 
 def hear(world: World, event: states.Event) -> World:
@@ -139,15 +177,23 @@ def hear(world: World, event: states.Event) -> World:
     except errors.IllegalEventError:
         return world
     steps = tuple(step for step in heard if step.outcome != "unheard")
-    if not steps:
-        return world
-    emitted = {name for step in steps for name in step.emits}
+    if not steps:  # no row: only what is waited for may have changed
+        after = heard[-1].after
+        row = msgspec.structs.replace(
+            world.row, deadline_at=after.deadline_at, deadline_kind=after.deadline_kind, receipt_until=after.receipt_until
+        )
+        return msgspec.structs.replace(world, row=row)
+    emitted = {
+        "RequestCancellation" if name == "RequestNotification" and step.mail == "cancellation" else name
+        for step in steps
+        for name in step.emits
+    }
     return msgspec.structs.replace(
         world,
         row=steps[-1].after,
         steps=world.steps + steps,
         to_payment=world.to_payment | (emitted & {"OrderCreated", "CancelPayment"}),
-        to_email=world.to_email | (emitted & {"RequestNotification", "OrderCancelled"}),
+        to_email=world.to_email | (emitted & {"RequestNotification", "RequestCancellation", "OrderCancelled"}),
     )
 
 
@@ -159,8 +205,10 @@ def _book(world: World) -> World:
 
 
 def _created(world: World, outcome: str) -> World:
+    if world.payment.status in ANSWERS:
+        return _tell(world, ANSWERS[world.payment.status])
     if world.payment.status:
-        return _look(world, outcome) if world.payment.status in {"processing", "refunding"} else world
+        return _look(world, outcome)
     fresh = msgspec.structs.replace(world, payment=Payment(status="processing", version=1))
     if world.now >= world.row.pay_before:
         return _move(fresh, "voided", "PaymentVoided")
@@ -218,7 +266,7 @@ def _captured(world: World, outcome: str) -> World:
 
 
 def _refund(world: World, outcome: str) -> World:
-    if outcome == "no refund":
+    if outcome == "no refund" and not world.provider.refunds:  # one that was made before is found
         return _move(world, "captured", "RefundFailed")
     if outcome in {"refund later", "hangs"}:
         return world
@@ -238,10 +286,25 @@ def _tell(world: World, event: str) -> World:
     return msgspec.structs.replace(told, to_email=told.to_email | receipt)
 
 
-def _mail(world: World, name: str, outcome: str) -> World:
-    is_receipt = name != "OrderCancelled"
-    if outcome == "refused":
-        return msgspec.structs.replace(world, to_order=world.to_order | {("EmailFailed", 0)}) if is_receipt else world
-    told = ("EmailSent", 0) if is_receipt else ("CancellationSent", 0)
-    mails = world.mails | {"receipt" if is_receipt else "cancellation"}
-    return msgspec.structs.replace(world, mails=mails, to_order=world.to_order | {told})
+def _ask(world: World) -> World:
+    """Let email ask whether it may send the receipt."""
+    asked = hear(world, states.Event(name=states.RECEIPT_ASKED, at=world.now, policy=POLICY))
+    return msgspec.structs.replace(asked, sending=asked.row.receipt_until is not None)
+
+
+def _send(world: World, outcome: str) -> World:
+    """Let the mail server answer, if it has a receipt."""
+    if not world.sending:
+        return world
+    done = msgspec.structs.replace(world, sending=False)
+    if outcome != "ok":
+        failed = "EmailFailed" if outcome == "refused" else "ReceiptLater"
+        return msgspec.structs.replace(done, to_order=world.to_order | {(failed, 0)})
+    return msgspec.structs.replace(done, mails=world.mails | {"receipt"}, to_order=world.to_order | {("EmailSent", 0)})
+
+
+def _tell_of_end(world: World, outcome: str) -> World:
+    if outcome != "ok":
+        failed = "CancellationFailed" if outcome == "refused" else "CancellationLater"
+        return msgspec.structs.replace(world, to_order=world.to_order | {(failed, 0)})
+    return msgspec.structs.replace(world, mails=world.mails | {"cancellation"}, to_order=world.to_order | {("CancellationSent", 0)})

@@ -70,7 +70,7 @@ def test_every_state_and_code_of_the_order_service_has_words() -> None:
     """States, and what the transition table writes into `attention` and `reason`, are known here without an import of the service."""
     assert set(words.STATES) == set(states.STATES)
     assert set(states.PARKED) == words.PARKED
-    assert set(states.PARKED.values()) <= _codes("attention") == set(words.ATTENTION)
+    assert set(states.PASSING.values()) <= _codes("attention") == set(words.ATTENTION)
     assert len(_codes("reason")) > 5
     assert _codes("reason") <= set(words.REASONS)
 
@@ -88,6 +88,29 @@ def test_every_legal_edge_is_told_in_a_sentence(before: str, event: str, to: str
         (_row("PaymentFailed", "created", "compensated", reason="card_declined"), "event", "the payment was declined: card_declined"),
         (_row("EmailSent", "paid", "notified"), "event", "the receipt was sent"),
         (_row("EmailSent", "compensated", "compensated"), "event", "a mail was sent"),
+        (_row("EmailSent", "created", "created", mail="receipt"), "event", "the receipt was sent"),
+        (_row("EmailSent", "compensated", "compensated", mail="cancellation"), "event", "the cancellation mail was sent"),
+        (
+            _row("EmailFailed", "compensated", "compensated", mail="cancellation", reason="550"),
+            "event",
+            "the cancellation mail could not be delivered: 550",
+        ),
+        (
+            _row("Deadline", "compensated", "compensated", source="deadline", mail="cancellation"),
+            "clock",
+            "the cancellation mail was asked for again",
+        ),
+        (_row("Deadline", "compensated", "compensated", source="deadline"), "clock", "the last try for the cancellation mail was over"),
+        (
+            _row("CancelRequested", "paid", "paid", source="http"),
+            "customer",
+            "asked to cancel the order: noted, the receipt is being sent",
+        ),
+        (
+            _row("Deadline", "paid", "compensating", source="deadline", reason="receipt"),
+            "clock",
+            "the receipt's time was over, the noted cancellation is applied",
+        ),
         (_row("Deadline", "paid", "paid", source="deadline", reason="notify"), "clock", "the receipt was asked for again"),
         (_row("Deadline", "created", "compensating", source="deadline", reason="pay"), "clock", "the time to pay was over"),
         (_row("OperatorRetry", "paid", "paid", source="operator", actor="ann", reason="why"), "operator ann", "had it tried again: why"),
@@ -141,6 +164,14 @@ def test_advice_names_only_actions_that_the_table_has_a_use_for(state: str) -> N
     assert bool(commands) == (state not in states.DONE)
     if state in states.PARKED:
         assert commands[0] == './sagapost saga retry 1042 --reason "…" --port-offset 7'
+
+
+def test_money_that_was_not_charged_is_not_said_to_be_kept() -> None:
+    """A refund that failed where nothing was charged keeps nobody's money, and the line says so."""
+    stuck = msgspec.structs.replace(SAGA, state="compensation_failed", attention="refund_failed")
+
+    assert "the customer's money is still here" in words.attention(stuck)
+    assert "money" not in words.attention(msgspec.structs.replace(stuck, captured=Decimal("0.00")))
 
 
 def test_a_deadline_that_nobody_applies_points_at_the_service() -> None:

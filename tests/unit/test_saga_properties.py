@@ -95,7 +95,10 @@ def test_any_events_keep_the_checks_of_the_table(heard: list[states.Event]) -> N
         assert Decimal(0) <= row.refunded <= row.captured
         assert row.state != states.COMPENSATED or row.captured == row.refunded
         assert row.state not in {states.PAID, states.NOTIFIED} or row.captured > row.refunded
-        assert (row.state in states.DONE) == (row.deadline_at is None) == (row.deadline_kind is None)
+        assert row.state != states.NOTIFIED or row.deadline_at is None
+        assert row.state in states.DONE or row.deadline_at is not None
+        assert (row.deadline_at is None) == (row.deadline_kind is None)
+        assert row.cancel_noted is None or row.state in states.OPEN
 
 
 @hypothesis.given(strategies.lists(EVENTS, max_size=12))

@@ -63,6 +63,11 @@ def shard_of(aggregate: str) -> int:
     return zlib.crc32(aggregate.encode()) % SHARDS
 
 
+def aggregate_of(order_id: int) -> str:
+    """Return the aggregate of an order's messages."""
+    return f"order-{order_id}"
+
+
 async def add(
     conn: db.Connection, message: events.Message, *, source: str, causation_id: str | None = None, message_id: UUID | None = None
 ) -> UUID:
@@ -97,7 +102,7 @@ def row(message: events.Message, *, source: str, causation_id: str | None = None
     )
     if len(sealed.body) > MAX_PAYLOAD_BYTES:
         raise PayloadTooLargeError(f"{sealed.type} of order {message.order_id} has {len(sealed.body)} bytes, {MAX_PAYLOAD_BYTES} at most")
-    aggregate = f"order-{message.order_id}"
+    aggregate = aggregate_of(message.order_id)
     return Row(
         shard=shard_of(aggregate),
         event_id=sealed.message_id,

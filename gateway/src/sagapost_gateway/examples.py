@@ -98,7 +98,16 @@ SAGA_STEPS: Final = (
 SAGA_HISTORY: Final = (
     {"seq": 1, "from": "none", "to": "created", "event": "OrderCreated", "at": _CREATED_AT, "outcome": "applied", "source": "http"},
     {"seq": 2, "from": "created", "to": "paid", "event": "PaymentProcessed", "at": _PAID_AT, "outcome": "applied", "source": "event"},
-    {"seq": 3, "from": "paid", "to": "notified", "event": "EmailSent", "at": _DONE_AT, "outcome": "applied", "source": "event"},
+    {
+        "seq": 3,
+        "from": "paid",
+        "to": "notified",
+        "event": "EmailSent",
+        "at": _DONE_AT,
+        "outcome": "applied",
+        "source": "event",
+        "mail": "receipt",
+    },
 )
 SAGA: Final = {
     "saga_id": SAGA_ID,

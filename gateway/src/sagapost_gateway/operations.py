@@ -179,7 +179,7 @@ OPERATIONS: Final = (
         tag="Checkout",
         summary="Watch an order's saga",
         description=(
-            "Where the order stands, its three steps, and every change so far. `done` says that nothing more will happen by itself. "
+            "Where the order stands, its steps, and every change so far. `done` says that nothing more will happen by itself. "
             "With `Prefer: wait=20` and If-None-Match the answer comes with the next change: no polling."
         ),
         answer=schemas.Saga,

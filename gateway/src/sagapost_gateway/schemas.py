@@ -105,9 +105,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One of the three steps; `at` is when it ended, `ms` how long it took."""
+    """One step; `at` is when it ended, `ms` how long it took. `email` is the receipt, `cancellation` the mail of a cancelled order."""
 
-    name: Literal["order", "payment", "email"]
+    name: Literal["order", "payment", "email", "cancellation"]
     state: Literal["pending", "running", "done", "failed", "refunded", "skipped"]
     at: Instant | None = None
     ms: int | None = None
@@ -127,8 +127,9 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
         Literal["event", "deadline", "http", "operator"],
         Meta(description="Who moved the saga: a message, the clock, a customer or an operator."),
     ]
-    actor: Annotated[str | None, Meta(description="The client, when a customer or an operator did.")] = None
-    reason: str | None = None
+    actor: Annotated[str | None, Meta(description="The client that did; an operator's name stands under /api/ops only.")] = None
+    reason: Annotated[str | None, Meta(description="A code, or under /api/ops what an operator wrote.")] = None
+    mail: Annotated[str | None, Meta(description="The mail that was sent, failed or is asked for: receipt or cancellation.")] = None
 
 
 class Saga(msgspec.Struct, frozen=True, kw_only=True):

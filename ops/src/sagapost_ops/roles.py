@@ -61,6 +61,9 @@ ROLES: Final = (
             "clients": ("SELECT",),
             "api_keys": ("SELECT", "UPDATE (last_used)"),
             "client_buckets": ("SELECT", "INSERT", "UPDATE"),
+            # whether a saga's last message has left: its deadlines wait for it
+            "outbox_cursor": ("SELECT",),
+            "outbox_parked": ("SELECT",),
             **_WRITES_OUTBOX,
         },
         sequences=_OUTBOX_DEFAULTS,

@@ -5,7 +5,7 @@ from typing import Final
 from sagapost_order import states, transitions
 from sagapost_order.rules import Rule
 
-_EVENTS: Final = (*states.EVENTS, states.CANCEL_REQUESTED, states.DEADLINE, *states.OPERATOR)
+_EVENTS: Final = (*states.EVENTS, states.CANCEL_REQUESTED, states.RECEIPT_ASKED, states.DEADLINE, *states.OPERATOR)
 
 
 def table() -> str:

@@ -92,7 +92,10 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the saga knows beside its state; the sums and the payment's version only grow."""
+    """What the saga knows beside its state; the sums and the payment's version only grow.
+
+    `cancel_noted`: why the order is cancelled as soon as the outcome of its receipt is known.
+    """
 
     captured: Decimal = Decimal("0.00")
     refunded: Decimal = Decimal("0.00")
@@ -104,10 +107,15 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     attention: str | None = None
     deadline_at: datetime | None = None
     deadline_kind: str | None = None
+    cancel_noted: str | None = None
 
 
 class Saga(Facts, frozen=True, kw_only=True):
-    """The saga's row; `version` is the seq of its newest history row, no capture starts after `pay_before`."""
+    """The saga's row; `version` is the seq of its newest history row.
+
+    `pay_before`: the end of the time to pay as it was at the checkout; a time that began anew ends later. `receipt_until`: until then
+    the email service may be sending the receipt.
+    """
 
     id: UUID
     order_id: int
@@ -119,10 +127,11 @@ class Saga(Facts, frozen=True, kw_only=True):
     pay_before: datetime
     created_at: datetime
     updated_at: datetime
+    receipt_until: datetime | None = None
 
 
 class HistoryRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of a saga's append-only history; `facts` are all facts after it."""
+    """One row of a saga's append-only history; `facts` are all facts after it, `mail` the template of the mail that it is about."""
 
     seq: int
     from_state: str
@@ -134,6 +143,7 @@ class HistoryRow(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None
     facts: Facts
     at: datetime
+    mail: str | None = None
 
 
 class _Item(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

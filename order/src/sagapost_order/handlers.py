@@ -274,6 +274,7 @@ async def _place(
         items=lines,
         payment_method=request.payment_method,
         pay_before=pay_before,
+        pay_within_s=float(pay_window_s),
     )
     await outbox.add(conn, created, source=moves.SOURCE, message_id=message_id)
     return _Written(outcome=msgspec.structs.replace(order, id=inserted.id), xid=inserted.xid)

@@ -44,6 +44,14 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
     reference: str | None = None
 
 
+class Permission(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the email service may send a receipt, for how many seconds, and the saga's state."""
+
+    send: bool
+    lease_s: float
+    state: str
+
+
 class Swept(msgspec.Struct, kw_only=True):
     """Which saga a sweep has taken up, also when it failed."""
 
@@ -83,18 +91,32 @@ async def _hear_all(conn: db.Connection, heard: Sequence[_Heard]) -> list[tuple[
     )
     decided: list[tuple[saga.Step, ...]] = []
     plain: list[saga_queries.Move] = []
+    late: list[UUID] = []
     for one in heard:
         row, cause = _row_of(taken, one.delivery), Cause(source="event", message_id=one.delivery.message_id)
-        steps = saga.decide(row, saga.event_of(one.delivery.message, row.locked_at, one.policy)) if row.is_new else ()
+        steps = _heard(row, one) if row.is_new else ()
         decided.append(steps)
         match steps:
             case [saga.Step(outcome="applied" | "ignored", emits=())]:
                 plain.append(move_of(steps[0], cause))
+            case []:
+                late += [row.id] if row.is_new else []
             case _:
                 await asyncio.create_task(_write_all(conn, steps, cause), context=one.context)
+    if late:
+        await saga_queries.count_late(conn, late)
     if plain and not await saga_queries.move(conn, plain):
         raise errors.SagaMovedError(f"one of {len(plain)} sagas has moved since it was locked")
     return decided
+
+
+def _heard(row: LockedSaga, one: _Heard) -> tuple[saga.Step, ...]:
+    """Look a message up; one that changes nothing leaves no row when the saga is done: the version that a client saw last is the last."""
+    event = saga.event_of(one.delivery.message, row.locked_at, one.policy)
+    steps = saga.decide(row, msgspec.structs.replace(event, clock=row.clock_at))
+    if steps[0].outcome == "ignored" and states.is_done(row.state, row.deadline_at):
+        return ()
+    return steps
 
 
 def _row_of(taken: Mapping[UUID, saga_queries.TakenSaga], delivery: consuming.Delivery) -> saga_queries.TakenSaga:
@@ -119,7 +141,7 @@ async def cancel(pool: db.Pool, policy: states.Policy, order_id: int, client: st
         row = await saga_queries.lock_of_order(conn, order_id, client)
         if row is None:
             raise errors.NotFoundError("There is no such order.")
-        event = states.Event(name=states.CANCEL_REQUESTED, at=row.locked_at, policy=policy)
+        event = states.Event(name=states.CANCEL_REQUESTED, at=row.locked_at, clock=row.clock_at, policy=policy)
         try:
             steps = await _move(conn, row, event, Cause(source="http", actor=client))
         except errors.IllegalEventError as exc:
@@ -129,6 +151,24 @@ async def cancel(pool: db.Pool, policy: states.Policy, order_id: int, client: st
     if order is None:
         raise errors.NotFoundError("There is no such order.")
     return order
+
+
+async def ask_receipt(pool: db.Pool, policy: states.Policy, saga_id: UUID) -> Permission:
+    """Let the email service send a receipt, if the order stands and none was sent; apply the cancellation that waits for it.
+
+    Raises:
+        NotFoundError: there is no such saga.
+
+    """
+    async with db.transaction(pool) as conn:
+        row = await saga_queries.lock(conn, saga_id)
+        if row is None:
+            raise errors.NotFoundError("There is no such saga.")
+        event = states.Event(name=states.RECEIPT_ASKED, at=row.locked_at, clock=row.clock_at, policy=policy)
+        steps = await _move(conn, row, event, Cause(source="http", actor="email"))
+    _count(steps)
+    after = steps[-1].after
+    return Permission(send=after.receipt_until is not None, lease_s=policy.receipt_lease_s, state=after.state)
 
 
 async def act(pool: db.Pool, policy: states.Policy, saga_id: UUID, action: Action) -> domain.Saga:
@@ -147,7 +187,7 @@ async def act(pool: db.Pool, policy: states.Policy, saga_id: UUID, action: Actio
         if action.version is not None and row.version != action.version:
             raise errors.VersionMismatchError(f"The saga has version {row.version}, not {action.version}: look again before you act.")
         reason = f"{action.reason} (reference {action.reference})" if action.reference else action.reason
-        event = states.Event(name=action.event, at=row.locked_at, policy=policy, code=reason)
+        event = states.Event(name=action.event, at=row.locked_at, clock=row.clock_at, policy=policy, code=reason)
         steps = await _move(conn, row, event, Cause(source="operator", actor=action.actor))
     _count(steps)
     if steps[0].outcome == "ignored":
@@ -165,7 +205,10 @@ async def sweep(pool: db.Pool, policy: states.Policy, skipped: Collection[UUID],
         if row is None or row.deadline_at is None:
             return False
         swept.saga_id = row.id
-        event = states.Event(name=states.DEADLINE, at=row.locked_at, policy=policy, code=row.deadline_kind)
+        unsent = await saga_queries.unsent(conn, row)
+        event = states.Event(
+            name=states.DEADLINE, at=row.locked_at, clock=row.clock_at, policy=policy, code=row.deadline_kind, unsent=unsent
+        )
         steps = await _move(conn, row, event, Cause(source="deadline"))
     await crashpoints.crashpoint("sweeper.after_commit")
     LATENESS.observe((row.locked_at - row.deadline_at).total_seconds())
@@ -183,10 +226,16 @@ async def _write_all(conn: db.Connection, steps: Sequence[saga.Step], cause: Cau
     for step in steps:
         if step.outcome != "unheard":
             await _write(conn, step, cause)
+        elif _waits(step.after) != _waits(step.before) and not await saga_queries.touch(conn, step.before, step.after):
+            raise errors.SagaMovedError(f"saga {step.before.id} is no longer of version {step.before.version}")
+
+
+def _waits(row: domain.Saga) -> tuple[object, ...]:
+    return row.deadline_at, row.deadline_kind, row.receipt_until
 
 
 def move_of(step: saga.Step, cause: Cause) -> saga_queries.Move:
-    """Give what is written of a step."""
+    """Return what is written of a step."""
     return saga_queries.Move(
         before=step.before,
         after=step.after,
@@ -196,6 +245,8 @@ def move_of(step: saga.Step, cause: Cause) -> saga_queries.Move:
         outcome=step.outcome,
         reason=step.reason,
         order_status=saga.order_status(step.after),
+        mail=step.mail,
+        is_told=bool(step.emits),
     )
 
 
@@ -223,6 +274,7 @@ async def _message(conn: db.Connection, name: str, step: saga.Step) -> tuple[eve
 
 
 def _created(step: saga.Step, announced: saga_queries.Announced) -> events.Message:
+    at, window = step.after.updated_at, announced.pay_before - step.after.created_at
     return events.OrderCreated(
         order_id=step.after.order_id,
         saga_id=step.after.id,
@@ -232,15 +284,18 @@ def _created(step: saga.Step, announced: saga_queries.Announced) -> events.Messa
         currency=announced.currency,
         items=announced.items,
         payment_method=announced.payment_method,
-        pay_before=announced.pay_before,
+        pay_before=announced.pay_before if at < announced.pay_before else at + window,
+        pay_within_s=window.total_seconds(),
     )
 
 
 def _request(step: saga.Step, announced: saga_queries.Announced) -> events.Message:
+    is_cancelled = step.after.state == states.COMPENSATED
     return events.RequestNotification(
         order_id=step.after.order_id,
         saga_id=step.after.id,
-        template=events.RECEIPT,
+        template=events.CANCELLATION if is_cancelled else events.RECEIPT,
+        reason=step.after.reason if is_cancelled else None,
         user_email=announced.user_email,
         attempt=step.after.attempts,
         amount=announced.amount,

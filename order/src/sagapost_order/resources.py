@@ -8,7 +8,7 @@ from uuid import UUID
 
 import msgspec
 
-from sagapost_order import domain, saga_queries, states
+from sagapost_order import domain, moves, saga_queries, states
 
 _API: Final = "/api"
 
@@ -83,6 +83,15 @@ class History(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     source: str
     actor: str | None = None
     reason: str | None = None
+    mail: str | None = None
+
+
+class Permission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer to the email service's question before a receipt."""
+
+    send: bool
+    lease_s: float | None = None
+    state: str | None = None
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,14 +163,21 @@ def order_status(order: domain.Order) -> OrderStatus:
     return OrderStatus(id=order.id, status=order.status, saga_id=order.saga_id, saga_state=order.saga_state)
 
 
-def saga(row: domain.Saga, order: domain.Order, history: Sequence[domain.HistoryRow]) -> Saga:
-    """Show a saga."""
-    rest = {"steps": _steps(row, order, history), "history": tuple(history_row(entry) for entry in history), "trace_id": row.trace_id}
+def saga(row: domain.Saga, order: domain.Order, history: Sequence[domain.HistoryRow], *, for_operator: bool = False) -> Saga:
+    """Show a saga; who the operators were and what they wrote is shown to operators only."""
+    rows = tuple(history_row(entry, for_operator=for_operator) for entry in history)
+    rest = {"steps": _steps(row, order, history), "history": rows, "trace_id": row.trace_id}
     return msgspec.convert({**_saga_fields(row), **rest}, Saga)
 
 
-def history_row(entry: domain.HistoryRow) -> History:
-    """Show one row of a saga's history."""
+def permission(given: moves.Permission) -> Permission:
+    """Answer whether a receipt may be sent."""
+    return Permission(send=True, lease_s=given.lease_s) if given.send else Permission(send=False, state=given.state)
+
+
+def history_row(entry: domain.HistoryRow, *, for_operator: bool = False) -> History:
+    """Show one row of a saga's history; an operator's name and words are shown to operators only."""
+    is_shown = for_operator or entry.source != "operator"
     return History(
         seq=entry.seq,
         from_state=entry.from_state,
@@ -170,8 +186,9 @@ def history_row(entry: domain.HistoryRow) -> History:
         at=instant(entry.at),
         outcome=entry.outcome,
         source=entry.source,
-        actor=entry.actor,
-        reason=entry.reason,
+        actor=entry.actor if is_shown else None,
+        reason=entry.reason if is_shown else None,
+        mail=entry.mail,
     )
 
 
@@ -217,7 +234,7 @@ def _saga_fields(row: domain.Saga | saga_queries.Listed) -> dict[str, object]:
         "order_id": row.order_id,
         "state": row.state,
         "version": row.version,
-        "done": row.state in states.DONE,
+        "done": states.is_done(row.state, row.deadline_at),
         "attention": row.attention,
         "reason": row.reason,
         "captured": row.captured,
@@ -231,7 +248,8 @@ def _saga_fields(row: domain.Saga | saga_queries.Listed) -> dict[str, object]:
 
 def _steps(row: domain.Saga, order: domain.Order, history: Sequence[domain.HistoryRow]) -> tuple[Step, ...]:
     placed = Step(name="order", state="done", at=instant(order.created_at), ms=order.processing_duration_ms)
-    return placed, _payment(row, history), _email(row, history)
+    steps = placed, _payment(row, history), _email(row, history)
+    return (*steps, _cancellation(row, history)) if row.state in states.CANCELLED else steps
 
 
 def _payment(row: domain.Saga, history: Sequence[domain.HistoryRow]) -> Step:
@@ -261,6 +279,19 @@ def _email(row: domain.Saga, history: Sequence[domain.HistoryRow]) -> Step:
     if row.state == states.NOTIFY_FAILED:
         return Step(name="email", state="failed", attempts=attempts)
     return Step(name="email", state="running", attempts=attempts) if row.state == states.PAID else Step(name="email", state="pending")
+
+
+def _cancellation(row: domain.Saga, history: Sequence[domain.HistoryRow]) -> Step:
+    """Show the mail that says that the order was cancelled; it is asked for when the money is settled."""
+    asked = 1 + sum(entry.event == states.DEADLINE and entry.from_state == entry.to_state == states.COMPENSATED for entry in history)
+    if row.cancellation_sent_at is not None:
+        ended = next((entry.at for entry in history if entry.to_state == states.COMPENSATED), row.cancellation_sent_at)
+        ms = _ms(ended, row.cancellation_sent_at)
+        return Step(name="cancellation", state="done", at=instant(row.cancellation_sent_at), ms=ms, attempts=asked)
+    if row.state != states.COMPENSATED:
+        return Step(name="cancellation", state="pending")
+    state = "failed" if states.is_done(row.state, row.deadline_at) else "running"
+    return Step(name="cancellation", state=state, attempts=asked)
 
 
 def _ms(start: datetime, end: datetime) -> int:

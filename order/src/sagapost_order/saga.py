@@ -13,7 +13,10 @@ from sagapost_order.states import Event, Policy
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One history row to be: the saga before and after, and what is emitted with it; one that is `unheard` leaves no row."""
+    """One history row to be: the saga before and after, and what is emitted with it; one that is `unheard` leaves no row.
+
+    `mail`: the template of the mail that was sent, failed or is asked for.
+    """
 
     event: str
     outcome: Literal["applied", "ignored", "unheard"]
@@ -21,6 +24,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     after: domain.Saga
     reason: str | None
     emits: tuple[str, ...]
+    mail: str | None = None
 
 
 def event_of(message: events.Message, at: datetime, policy: Policy = states.POLICY) -> Event:
@@ -93,8 +97,8 @@ def first_facts(at: datetime, pay_window_s: float, behind_s: float = 0) -> domai
 
 
 def order_status(saga: domain.Saga) -> str:
-    """Give the order's status that goes with a saga's state."""
-    return states.ORDER_STATUS[saga.state]
+    """Return the order's status that goes with a saga's state; a cancellation that is noted counts."""
+    return states.ORDER_STATUS[states.COMPENSATING if saga.cancel_noted else saga.state]
 
 
 def facts_of(saga: domain.Saga) -> domain.Facts:
@@ -135,7 +139,16 @@ def _step(saga: domain.Saga, event: Event) -> Step:
         after=msgspec.structs.replace(after, state=target, version=saga.version + 1, updated_at=event.at),
         reason=event.code,
         emits=rule.emits,
+        mail=_mail_of(event, target, rule),
     )
+
+
+def _mail_of(event: Event, state: str, rule: Rule) -> str | None:
+    if event.name in {states.EMAIL_SENT, states.EMAIL_FAILED}:
+        return event.template
+    if states.REQUEST_NOTIFICATION not in rule.emits:
+        return None
+    return events.CANCELLATION if state == states.COMPENSATED else events.RECEIPT
 
 
 def _rule(saga: domain.Saga, event: Event) -> Rule:
@@ -146,12 +159,14 @@ def _rule(saga: domain.Saga, event: Event) -> Rule:
 
 
 def _enter(saga: domain.Saga, state: str, event: Event) -> domain.Saga:
+    attention = None if saga.attention == states.PASSING.get(saga.state) else saga.attention
+    entered = msgspec.structs.replace(saga, attempts=0, attention=attention)
+    if state in states.OPEN and saga.cancel_noted:
+        return entered  # it waits for the receipt, in whatever state
+    if state not in states.OPEN:
+        entered = msgspec.structs.replace(entered, cancel_noted=None, receipt_until=None)
     waited = event.at - saga.created_at if saga.state == states.CREATED else timedelta()
     kind, wait_s = rules.deadline_of(state, event.policy, waited.total_seconds())
-    return msgspec.structs.replace(
-        saga,
-        attempts=0,
-        deadline_kind=kind,
-        deadline_at=event.at + timedelta(seconds=wait_s) if kind else None,
-        attention=None if saga.attention == states.PARKED.get(saga.state) else saga.attention,
-    )
+    if state == states.COMPENSATED and saga.cancellation_sent_at:
+        kind = None
+    return msgspec.structs.replace(entered, deadline_kind=kind, deadline_at=event.at + timedelta(seconds=wait_s) if kind else None)

@@ -37,7 +37,7 @@ def routes(pool: db.Pool, policy: states.Policy, watcher: watch.Watch) -> list[A
         tags, wait_s = request.headers.get("if-none-match", ""), _wait_s(request.headers.get("prefer", ""))
         row, order, history = await handlers.get_saga(pool, found, owner=owner)
         known = not tags or _matches(tags, row.version)
-        if known and row.state not in states.DONE and wait_s and await _newer(request, watcher, row, wait_s):
+        if known and not states.is_done(row.state, row.deadline_at) and wait_s and await _newer(request, watcher, row, wait_s):
             async with watcher.turns:
                 row, order, history = await handlers.get_saga(pool, found, owner=owner)
         headers = {"ETag": f'"{row.version}"', "Cache-Control": "no-cache"}
@@ -46,10 +46,10 @@ def routes(pool: db.Pool, policy: states.Policy, watcher: watch.Watch) -> list[A
             headers["Preference-Applied"] = f"wait={wait_s}"
         if _matches(tags, row.version):
             return litestar.Response(b"", status_code=304, headers=headers)
-        return web.json(resources.saga(row, order, history), headers=headers)
+        return web.json(resources.saga(row, order, history, for_operator=owner is None), headers=headers)
 
     @litestar.get(["/sagas/{saga_id:str}/events", "/ops/sagas/{saga_id:str}/events"])
-    async def events(request: problems.Request, saga_id: str) -> response.ServerSentEvent:
+    async def followed(request: problems.Request, saga_id: str) -> response.ServerSentEvent:
         """Show a saga's history, row by row as it is written, until the saga is done."""
         found = _uuid(saga_id)
         last = request.headers.get("last-event-id", "")
@@ -58,7 +58,8 @@ def routes(pool: db.Pool, policy: states.Policy, watcher: watch.Watch) -> list[A
             row, _ = await handlers.get_history(pool, found, domain.MAX_ID, owner=_owner(request))  # 404 before the stream begins
         # no row has a larger number: whoever names one has seen another saga
         after = int(last) if _SEQ.match(last) and int(last) <= row.version else 0
-        return response.ServerSentEvent(stream(pool, watcher, found, after), headers={"Cache-Control": "no-cache"})
+        events = stream(pool, watcher, found, after, for_operator=_owner(request) is None)
+        return response.ServerSentEvent(events, headers={"Cache-Control": "no-cache"})
 
     @litestar.get("/sagas")
     async def sagas(request: problems.Request) -> litestar.Response[bytes]:
@@ -86,9 +87,14 @@ def routes(pool: db.Pool, policy: states.Policy, watcher: watch.Watch) -> list[A
         await moves.act(pool, policy, found, wanted)
         row, order, history = await handlers.get_saga(pool, found, owner=None)
         headers = {"ETag": f'"{row.version}"', "Location": resources.saga_path(found)}
-        return web.json(resources.saga(row, order, history), status=202, headers=headers)
+        return web.json(resources.saga(row, order, history, for_operator=True), status=202, headers=headers)
 
-    return [saga, events, sagas, act]
+    @litestar.post("/sagas/{saga_id:str}/receipt", status_code=200)
+    async def receipt(saga_id: str) -> litestar.Response[bytes]:
+        """Answer the email service, which asks before it sends a receipt and is not sending one: may it begin, and for how long."""
+        return web.json(resources.permission(await moves.ask_receipt(pool, policy, _uuid(saga_id))))
+
+    return [saga, followed, sagas, receipt, act]
 
 
 def client_of(request: problems.Request) -> str:
@@ -115,7 +121,7 @@ def require_json(request: problems.Request) -> None:
 
 
 async def stream(
-    pool: db.Pool, watcher: watch.Watch, saga_id: UUID, after: int, *, comment_s: float = COMMENT_S
+    pool: db.Pool, watcher: watch.Watch, saga_id: UUID, after: int, *, comment_s: float = COMMENT_S, for_operator: bool = False
 ) -> AsyncGenerator[Message]:
     """Give the history behind seq `after`, then each row as it is written, and the end when the saga is done.
 
@@ -127,11 +133,13 @@ async def stream(
             async with watcher.turns:
                 row, history = await handlers.get_history(pool, saga_id, after, owner=None)
             for entry in history:
-                yield Message(event="transition", id=entry.seq, data=msgspec.json.encode(resources.history_row(entry)))
+                yield Message(
+                    event="transition", id=entry.seq, data=msgspec.json.encode(resources.history_row(entry, for_operator=for_operator))
+                )
             after = history[-1].seq if history else row.version
             if after < row.version:
                 continue
-            if row.state in states.DONE:
+            if states.is_done(row.state, row.deadline_at):
                 yield Message(event="end", data=msgspec.json.encode({"state": row.state}))
                 return
             while not await watcher.newer(saga_id, row.version, comment_s):

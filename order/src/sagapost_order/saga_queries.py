@@ -3,14 +3,14 @@
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Final
+from typing import Final, Literal
 from uuid import UUID
 
 import msgspec
 from psycopg import sql
 from psycopg.types import json
 
-from sagapost_chassis import db
+from sagapost_chassis import db, outbox
 from sagapost_contracts import events
 from sagapost_order import domain, states
 
@@ -18,9 +18,11 @@ LIST_MAX: Final = 200
 HISTORY_MAX: Final = 1000
 
 _COLUMNS: Final = sql.SQL("""id, order_id, state, version, amount, captured, refunded, currency, payment_version, notified_at,
-       cancellation_sent_at, reason, attempts, attention, deadline_at, deadline_kind, trace_id, pay_before, created_at, updated_at""")
+       cancellation_sent_at, reason, attempts, attention, deadline_at, deadline_kind, trace_id, pay_before, created_at, updated_at,
+       receipt_until, cancel_noted""")
 # whoever waited for the lock gets the row, and the time, as they are after the wait
-_LOCKED: Final = sql.SQL("SELECT {columns}, greatest(clock_timestamp(), updated_at) AS locked_at FROM sagas").format(columns=_COLUMNS)
+_CLOCK: Final = sql.SQL("greatest(clock_timestamp(), updated_at) AS locked_at, clock_timestamp() AS clock_at")
+_LOCKED: Final = sql.SQL("SELECT {columns}, {clock} FROM sagas").format(columns=_COLUMNS, clock=_CLOCK)
 _OWNED: Final = sql.SQL("""
 (%(owner)s::text IS NULL OR EXISTS (SELECT FROM orders AS o WHERE o.id = sagas.order_id AND o.client = %(owner)s))
 """)
@@ -32,14 +34,14 @@ _TAKE: Final = (
 WITH m AS MATERIALIZED (
     SELECT * FROM json_to_recordset(%(taken)s::json) AS m (message_id uuid, type text, saga_id uuid)
 ), locked AS MATERIALIZED (
-    SELECT message_id, {columns}, greatest(clock_timestamp(), updated_at) AS locked_at
+    SELECT message_id, {columns}, {clock}
       FROM m JOIN sagas ON sagas.id = m.saga_id ORDER BY sagas.id FOR UPDATE OF sagas
 ), claimed AS (
     INSERT INTO inbox (message_id, type) SELECT message_id, type FROM m ON CONFLICT DO NOTHING RETURNING message_id
 )
 SELECT locked.*, claimed.message_id IS NOT NULL AS is_new FROM locked LEFT JOIN claimed USING (message_id)
 """)
-    .format(columns=_COLUMNS)
+    .format(columns=_COLUMNS, clock=_CLOCK)
     .as_bytes(None)
 )
 _LOCK: Final = sql.SQL("{locked} WHERE id = %(saga_id)s FOR UPDATE").format(locked=_LOCKED)
@@ -53,13 +55,15 @@ WITH r AS MATERIALIZED (
     SELECT * FROM json_to_recordset(%(moves)s::json) AS r (saga_id uuid, version integer, from_state text, to_state text, captured numeric,
         refunded numeric, payment_version integer, notified_at timestamptz, cancellation_sent_at timestamptz, reason text,
         attempts integer, attention text, deadline_at timestamptz, deadline_kind text, order_status text, event text, outcome text,
-        message_id uuid, source text, actor text, history_reason text, facts jsonb, at timestamptz)
+        message_id uuid, source text, actor text, history_reason text, facts jsonb, at timestamptz, cancel_noted text,
+        receipt_until timestamptz, mail text, is_told boolean)
 ), moved AS (
     UPDATE sagas AS s
        SET state = r.to_state, version = s.version + 1, captured = r.captured, refunded = r.refunded,
            payment_version = r.payment_version, notified_at = r.notified_at, cancellation_sent_at = r.cancellation_sent_at,
            reason = r.reason, attempts = r.attempts, attention = r.attention, deadline_at = r.deadline_at,
-           deadline_kind = r.deadline_kind, updated_at = r.at
+           deadline_kind = r.deadline_kind, updated_at = r.at, cancel_noted = r.cancel_noted, receipt_until = r.receipt_until,
+           told_xid = CASE WHEN r.is_told THEN pg_current_xact_id() ELSE s.told_xid END
       FROM r
      WHERE s.id = r.saga_id AND s.version = r.version
     RETURNING s.id AS saga_id, s.order_id, s.version AS seq
@@ -67,13 +71,27 @@ WITH r AS MATERIALIZED (
     UPDATE orders AS o SET status = r.order_status, updated_at = r.at
       FROM moved JOIN r USING (saga_id) WHERE o.id = moved.order_id AND o.status <> r.order_status
 )
-INSERT INTO saga_history (saga_id, seq, from_state, to_state, event, outcome, message_id, source, actor, reason, facts, at)
-SELECT saga_id, seq, from_state, to_state, event, outcome, message_id, source, actor, history_reason, facts, at
+INSERT INTO saga_history (saga_id, seq, from_state, to_state, event, outcome, message_id, source, actor, reason, facts, at, mail)
+SELECT saga_id, seq, from_state, to_state, event, outcome, message_id, source, actor, history_reason, facts, at, mail
   FROM moved JOIN r USING (saga_id)
+"""
+# what leaves no history row: the version stays
+_TOUCH: Final = """
+UPDATE sagas SET deadline_at = %(deadline_at)s, deadline_kind = %(deadline_kind)s, receipt_until = %(receipt_until)s
+ WHERE id = %(saga_id)s AND version = %(version)s
+"""
+_COUNT_LATE: Final = "UPDATE sagas SET late_messages = late_messages + 1 WHERE id = ANY(%(saga_ids)s)"
+# What the cursor's snapshot shows has left the outbox, or was set aside; NULL is a message of before the column. A transaction that this
+# server has not reached yet is of another life of the database (a dump that was restored): nothing is known of it, deadlines go on.
+_UNSENT: Final = """
+SELECT CASE WHEN s.told_xid < pg_snapshot_xmax(pg_current_snapshot()) AND NOT pg_visible_in_snapshot(s.told_xid, c.lo) THEN 'waiting'
+            ELSE (SELECT min(CASE p.state WHEN 'parked' THEN 'parked' ELSE 'waiting' END) FROM outbox_parked AS p
+                   WHERE p.aggregate = %(aggregate)s) END
+  FROM sagas AS s, outbox_cursor AS c WHERE s.id = %(saga_id)s AND c.shard = %(shard)s
 """
 # a row's version is the seq of its newest history row: up to it, the history belongs to the row that was read
 _HISTORY: Final = """
-SELECT seq, from_state, to_state, event, outcome, source, actor, reason, facts, at
+SELECT seq, from_state, to_state, event, outcome, source, actor, reason, facts, at, mail
   FROM saga_history WHERE saga_id = %(saga_id)s AND seq > %(after)s AND seq <= %(version)s ORDER BY seq LIMIT 1000
 """
 _VERSIONS: Final = "SELECT id, version FROM sagas WHERE id = ANY(%(saga_ids)s)"
@@ -109,9 +127,10 @@ _ATTENTION: Final = "SELECT count(*) FROM (SELECT FROM sagas WHERE attention IS 
 
 
 class LockedSaga(domain.Saga, frozen=True, kw_only=True):
-    """The saga's row, locked until the transaction ends, and the database's time of the lock."""
+    """The saga's row, locked until the transaction ends, and the database's time of the lock, also as its clock says it (`clock_at`)."""
 
     locked_at: datetime
+    clock_at: datetime
 
 
 class Announced(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,7 +199,7 @@ class TakenSaga(LockedSaga, frozen=True, kw_only=True):
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):
-    """A saga's row as it was and as it will be, and the history row between them."""
+    """A saga's row as it was and as it will be, and the history row between them; `is_told`: it emits a message."""
 
     before: domain.Saga
     after: domain.Saga
@@ -190,6 +209,8 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str
     reason: str | None
     order_status: str
+    mail: str | None = None
+    is_told: bool = False
 
 
 async def saga(conn: db.Connection, saga_id: UUID, owner: str | None) -> domain.Saga | None:
@@ -246,11 +267,40 @@ async def move(conn: db.Connection, moves: Sequence[Move]) -> bool:
             "history_reason": move.reason,
             "facts": move.facts,
             "at": move.after.updated_at,
+            "receipt_until": move.after.receipt_until,
+            "mail": move.mail,
+            "is_told": move.is_told,
         }
         for move in moves
     ]
     cursor = await conn.execute(_MOVE, {"moves": msgspec.json.encode(records).decode()})
     return cursor.rowcount == len(moves)
+
+
+async def touch(conn: db.Connection, before: domain.Saga, after: domain.Saga) -> bool:
+    """Store deadline and lease of a saga that is locked, without a history row; False if its version was another."""
+    values: dict[str, object] = {
+        "saga_id": before.id,
+        "version": before.version,
+        "deadline_at": after.deadline_at,
+        "deadline_kind": after.deadline_kind,
+        "receipt_until": after.receipt_until,
+    }
+    cursor = await conn.execute(_TOUCH, values)
+    return cursor.rowcount == 1
+
+
+async def count_late(conn: db.Connection, saga_ids: Collection[UUID]) -> None:
+    """Count a message that came after the end and changed nothing, for each of these sagas."""
+    await conn.execute(_COUNT_LATE, {"saga_ids": list(saga_ids)})
+
+
+async def unsent(conn: db.Connection, saga: domain.Saga) -> Literal["waiting", "parked"] | None:
+    """Return whether the saga's last message waits in the outbox, or one of its messages was set aside."""
+    aggregate = outbox.aggregate_of(saga.order_id)
+    values: dict[str, object] = {"saga_id": saga.id, "aggregate": aggregate, "shard": outbox.shard_of(aggregate)}
+    found = await (await conn.execute(_UNSENT, values)).fetchone()
+    return found[0] if found else None
 
 
 async def history(conn: db.Connection, saga: domain.Saga, *, after: int = 0) -> list[domain.HistoryRow]:

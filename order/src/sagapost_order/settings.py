@@ -31,6 +31,9 @@ class Settings(settings.Internal, frozen=True, kw_only=True):
     compensate_max_s: _Seconds = states.POLICY.compensate_max_s
     compensate_attempts: _Attempts = states.POLICY.compensate_attempts
     compensate_parked_s: _Seconds = states.POLICY.compensate_parked_s
+    compensate_parked_max_s: _Seconds = states.POLICY.compensate_parked_max_s
+    compensate_parked_attempts: _Attempts = states.POLICY.compensate_parked_attempts
+    receipt_lease_s: _Seconds = states.POLICY.receipt_lease_s
     cancel_window_s: Annotated[float, msgspec.Meta(ge=0, le=365 * 24 * 3600)] = states.POLICY.cancel_window_s
     notify_failure: str = states.POLICY.notify_failure
     inbox_days: retention.Days = retention.INBOX_DAYS

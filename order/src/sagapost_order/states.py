@@ -37,8 +37,9 @@ EVENTS: Final = (
     EMAIL_SENT,
     EMAIL_FAILED,
 )
-# the customer, the clock and operators
+# the customer, the email service before it sends, the clock and operators
 CANCEL_REQUESTED: Final = "CancelRequested"
+RECEIPT_ASKED: Final = "ReceiptAsked"
 DEADLINE: Final = "Deadline"
 OPERATOR_RETRY: Final = "OperatorRetry"
 OPERATOR_COMPENSATE: Final = "OperatorCompensate"
@@ -54,11 +55,21 @@ REQUEST_NOTIFICATION: Final = "RequestNotification"
 # deadline kinds
 NUDGE: Final = "nudge"
 PAY: Final = "pay"
+ANSWER: Final = "answer"
 NOTIFY: Final = "notify"
 COMPENSATE: Final = "compensate"
+RECEIPT: Final = "receipt"
+CANCELLATION: Final = "cancellation"
 
 # what `attention` says of a parked saga; it goes when the saga leaves that state
 PARKED: Final = {NOTIFY_FAILED: "receipt_failed", COMPENSATION_FAILED: "refund_failed"}
+# the same of every state: what is no longer true when the saga leaves it
+PASSING: Final = PARKED | {CREATED: "payment_silent"}
+
+# an order that stands: its receipt may be sent, and a cancellation may wait for the receipt's outcome
+OPEN: Final = frozenset({CREATED, PAID, NOTIFY_FAILED})
+# what is done with an order that does not: the money goes back, then the customer gets the cancellation mail
+CANCELLED: Final = frozenset({COMPENSATING, COMPENSATED, COMPENSATION_FAILED})
 
 ORDER_STATUS: Final = {
     CREATED: "pending",
@@ -75,7 +86,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Waits in seconds and numbers of attempts; a wait doubles with each attempt up to its maximum.
 
     `cancel_window_s` counts from the order's creation and bounds the cancellation of a finished order; `notify_failure`
-    says what becomes of an order whose receipt cannot be delivered.
+    says what becomes of an order whose receipt cannot be delivered. `receipt_lease_s`: how long the email service may take to send a
+    receipt; RFC 5321, 4.5.3.2.6 asks for ten minutes behind the final dot alone.
     """
 
     notify_s: float = 60
@@ -86,6 +98,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     compensate_max_s: float = 300
     compensate_attempts: int = 20
     compensate_parked_s: float = 900
+    compensate_parked_max_s: float = 86400
+    compensate_parked_attempts: int = 40
+    receipt_lease_s: float = 660
     cancel_window_s: float = 1800
     notify_failure: Literal["park", "refund"] = "park"
 
@@ -94,7 +109,11 @@ POLICY: Final = Policy()
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """What the table looks at; `amount` of a refund is all that went back so far, `code` becomes the history row's reason."""
+    """What the table looks at; `amount` of a refund is all that went back so far, `code` becomes the history row's reason.
+
+    `at` never lies before the saga's last change, `clock` is what the database's clock says (None: the same). `unsent`: the saga's last
+    message is still in the outbox (`waiting`), or the relay has set it aside for a person (`parked`).
+    """
 
     name: str
     at: datetime
@@ -105,3 +124,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     code: str | None = None
     template: str = events.RECEIPT
     permanent: bool = True
+    clock: datetime | None = None
+    unsent: Literal["waiting", "parked"] | None = None
+
+
+def is_done(state: str, deadline_at: datetime | None) -> bool:
+    """Tell whether nothing more happens by itself: the money is settled and the last mail was sent or given up."""
+    return state in DONE and deadline_at is None

@@ -10,7 +10,24 @@ const TOKENS = {
   pm_poison: ["Garbled", "The provider's answer cannot be read."],
 };
 const ICONS = ["laptop stand:stand", "laptop", "mouse", "keyboard", "dock", "monitor", "headphones", "webcam", "lamp", "ssd", "cable", "sticker"];
-const STEPS = { order: "Order stored", payment: "Payment", email: "Receipt by e-mail" };
+const STEPS = { order: "Order stored", payment: "Payment", email: "Receipt by e-mail", cancellation: "Cancellation by e-mail" };
+// What a customer reads; the words of the system stay inside it.
+const STATES = {
+  created: "waiting for the payment", paid: "paid", notified: "complete", compensating: "being cancelled", compensated: "cancelled",
+  notify_failed: "paid, receipt delayed", compensation_failed: "being cancelled",
+};
+const EVENTS = {
+  OrderCreated: "Order placed", PaymentProcessed: "Payment received", PaymentFailed: "Payment declined", PaymentVoided: "Nothing charged",
+  PaymentRefunded: "Money sent back", RefundFailed: "Refund delayed", EmailSent: "E-mail sent", EmailFailed: "E-mail delayed",
+  CancelRequested: "You cancelled the order", ReceiptAsked: "Cancellation applied", Deadline: "Asked again", OperatorRetry: "Tried again by our staff",
+  OperatorCompensate: "Cancelled by our staff", OperatorWaiveNotify: "Completed by our staff", OperatorMarkRefunded: "Refunded by our staff",
+};
+const MAILS = { receipt: "Receipt", cancellation: "Cancellation e-mail" };
+const REASONS = {
+  cancelled: "You cancelled this order.", declined: "The payment was declined.", expired: "The payment did not arrive in time.",
+  timeout: "The payment did not arrive in time.", provider_reversal: "The payment was taken back.", receipt_failed: "Your receipt could not be delivered.",
+};
+const RESULTS = { pending: "not yet", running: "under way", failed: "did not go through", refunded: "sent back to you", skipped: "not sent" };
 const POLL_MS = 300, PARKED = ["notify_failed", "compensation_failed"], CANCELLABLE = ["created", "paid", "notified", "notify_failed"];
 
 const cart = new Map(JSON.parse(sessionStorage.getItem("cart") || "[]"));
@@ -259,16 +276,15 @@ function clearJourney() {
 }
 
 function lookOf(step) {
-  if (step.state === "done") return "done";
-  if (step.state === "failed" || step.state === "refunded") return "failed";
+  if (step.state === "done" || step.state === "refunded") return "done";
+  if (step.state === "failed") return "failed";
   return step.state === "running" ? "running" : "pending";
 }
 
 function stepRow(step) {
   const state = lookOf(step);
   const mark = { done: "check", failed: "cross" }[state] || step.name;
-  const told = step.name === "email" && step.state === "skipped" ? "not sent; a cancellation mail follows" : words(step.state);
-  const notes = [state === "done" ? null : told, step.attempts > 1 ? `${step.attempts} attempts` : null, step.at ? clock(step.at) : null];
+  const notes = [step.state === "done" ? null : RESULTS[step.state] || words(step.state), step.attempts > 1 ? `${step.attempts} attempts` : null, step.at ? clock(step.at) : null];
   return el("li", { class: state, "data-step": step.name },
     el("span", { class: "dot" }, icon(mark)),
     el("span", { class: "name" }, STEPS[step.name] || step.name),
@@ -276,22 +292,37 @@ function stepRow(step) {
     el("span", { class: "note" }, notes.filter(Boolean).join(" · ")));
 }
 
+function eventRow(row) {
+  const mail = row.event === "EmailSent" || row.event === "EmailFailed" ? MAILS[row.mail] : null;
+  const name = mail ? `${mail} ${row.event === "EmailSent" ? "sent" : "delayed"}` : EVENTS[row.event] || row.event;
+  const cells = [row.outcome === "ignored" ? `${name}, nothing changed` : name, STATES[row.to] || words(row.to), clock(row.at)];
+  return el("tr", {}, ...cells.map((text) => el("td", {}, text)));
+}
+
+function money(saga) {
+  if (cents(saga.captured) === 0n) return "Nothing was charged.";
+  return saga.captured === saga.refunded ? `${shown(saga.refunded, saga.currency)} went back to you.` : "";
+}
+
 function drawSaga(saga) {
   watched = saga;
-  $("cancel").hidden = !CANCELLABLE.includes(saga.state);
+  const asked = saga.history.some((row) => row.event === "CancelRequested" && row.outcome === "applied");
+  $("cancel").hidden = asked || !CANCELLABLE.includes(saga.state);
   $("cancel").disabled = false;
   $("order-title").textContent = `Order ${saga.order_id}`;
-  $("state").textContent = words(saga.state);
+  $("state").textContent = asked && CANCELLABLE.includes(saga.state) ? STATES.compensating : STATES[saga.state] || words(saga.state);
   $("state").className = `pill ${{ notified: "ok", paid: "ok", created: "" }[saga.state] ?? "warn"}`;
   $("steps").replaceChildren(...saga.steps.map(stepRow));
-  $("history").replaceChildren(...saga.history.map((row) => el("tr", {}, el("td", {}, row.outcome === "ignored" ? `${row.event}, ignored` : row.event), el("td", {}, words(row.to)), el("td", {}, clock(row.at)))));
+  $("history").replaceChildren(...saga.history.map(eventRow));
   const facts = { Trace: saga.trace_id, Saga: saga.saga_id, Captured: shown(saga.captured, saga.currency), Refunded: shown(saga.refunded, saga.currency) };
   $("facts").replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [el("dt", {}, name), el("dd", { class: "mono" }, value || "–")]));
   $("verdict").hidden = true;
   if (saga.state === "notified") verdict("ok", "Paid, and the receipt is in the mail.");
-  else if (saga.state === "compensated") verdict("warn", `Cancelled${saga.reason && saga.reason !== "cancelled" ? `: ${words(saga.reason)}` : ""}. ${saga.captured === saga.refunded ? "You pay nothing." : ""}`);
-  else if (saga.attention || PARKED.includes(saga.state)) verdict("bad", `Somebody has to look at this order${saga.attention ? `: ${words(saga.attention)}` : ""}.`);
-  $("said").textContent = `Order ${saga.order_id}: ${saga.steps.map((step) => `${STEPS[step.name] || step.name} ${words(step.state)}`).join(", ")}`;
+  else if (saga.state === "compensated") verdict(saga.reason === "cancelled" ? "ok" : "warn", `${REASONS[saga.reason] || "This order was cancelled."} ${money(saga)}`);
+  else if (saga.state === "notify_failed") verdict("warn", "Your order is paid. We could not deliver the receipt yet; we keep trying, and our staff knows.");
+  else if (saga.state === "compensation_failed") verdict("bad", "The cancellation takes longer than usual. Our staff sees to it; you need not do anything.");
+  else if (saga.attention) verdict("warn", "Our staff looks at this order; you need not do anything.");
+  $("said").textContent = `Order ${saga.order_id}: ${saga.steps.map((step) => `${STEPS[step.name] || step.name} ${RESULTS[step.state] || words(step.state)}`).join(", ")}`;
 }
 
 function drawRunning(saga) {

@@ -35,6 +35,7 @@ _OTHERS: Final = {
     "compensation_failed": (("mark-refunded", _MARK),),
 }
 _LOOK: Final = {
+    "payment_silent": "Is payment up? Compare the order with the provider's books:",
     "late_capture": "The refund is under way or done; compare with the provider's books:",
     "amount_mismatch": "Compare the order with the provider's books:",
     "partial_refund": "Compare the order with the provider's books:",
@@ -58,6 +59,8 @@ def advise(found: resources.Saga, now: datetime, where: str = "") -> list[Advice
     elif found.attention in _LOOK:
         said.append(Advice(says=_LOOK[found.attention], command=f"./sagapost verify{where}"))
     if found.state not in _RETRY:
+        if not found.done:
+            said.append(Advice(says="Nothing to do: the cancellation mail is on its way."))
         return said or [Advice(says="Nothing to do: it is done.")]
     if found.state not in {"notify_failed", "compensation_failed"} and not said:
         said.append(Advice(says="Nothing to do: it goes on by itself. If it must not wait:"))

@@ -82,7 +82,7 @@ def show_head(console: Console, found: resources.Saga, now: datetime) -> None:
     if found.reason:
         table.add_row(" reason", Text(words.explained(found.reason, words.REASONS)))
     if found.attention:
-        table.add_row(" attention", Text(words.explained(found.attention, words.ATTENTION), style=_WORST))
+        table.add_row(" attention", Text(words.attention(found), style=_WORST))
     if (coming := words.next_of(found, now)) is not None:
         table.add_row(" next", Text(coming, style=_next(found.deadline_at, now).style))
     table.add_row(" begun", f"{times.clock(found.created_at)}, {times.span((now - found.created_at).total_seconds())} ago")

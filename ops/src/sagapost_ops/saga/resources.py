@@ -28,6 +28,7 @@ class History(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     source: str = "event"
     actor: str | None = None
     reason: str | None = None
+    mail: str | None = None
 
 
 class Saga(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ PARKED: Final = frozenset({"notify_failed", "compensation_failed"})
 ATTENTION: Final = {
     "receipt_failed": "the receipt could not be delivered",
     "refund_failed": "the refund did not go through: the customer's money is still here",
+    "payment_silent": "a receipt was sent or is being sent, and payment reports nothing",
     "cancellation_failed": "the customer could not be told that the order was cancelled",
     "amount_mismatch": "another amount was charged than the order costs",
     "late_capture": "the money arrived after the order had ended, and is sent back",
@@ -47,6 +48,7 @@ _EVENTS: Final = {
     "EmailSent": "a mail was sent",
     "EmailFailed": "a mail could not be delivered",
     "CancelRequested": "asked to cancel the order",
+    "ReceiptAsked": "the noted cancellation is applied: no receipt is sent",
     "OperatorRetry": "had it tried again",
     "OperatorCompensate": "gave the order up",
     "OperatorWaiveNotify": "did without the receipt",
@@ -58,10 +60,12 @@ _DEADLINES: Final = {
     "notify_failed": "the receipt was asked for again",
     "compensating": "the cancellation was asked for again",
     "compensation_failed": "the refund was asked for again",
+    "compensated": "the cancellation mail was asked for again",
 }
 _GIVEN_UP: Final = {
     "created": "the time to pay was over",
     "paid": "the last try for the receipt was over",
+    "notify_failed": "the receipt's time was over, the noted cancellation is applied",
     "compensating": "the last try for the refund was over",
 }
 _WHO: Final = {"event": "event", "deadline": "clock", "http": "customer"}
@@ -71,7 +75,10 @@ _NEXT: Final = {
     "notify_failed": "the receipt is asked for again",
     "compensating": "payment is asked again to give the money back",
     "compensation_failed": "payment is asked again to give the money back",
+    "compensated": "the cancellation mail is asked for again",
 }
+_MAILS: Final = {"receipt": "the receipt", "cancellation": "the cancellation mail"}
+_NOTED: Final = frozenset({"CancelRequested", "OperatorCompensate"})
 _MINUTE_S: Final = 60
 _HOUR_S: Final = 3600
 _DAY_S: Final = 86400
@@ -93,8 +100,17 @@ def happened(row: resources.History) -> str:
     """Say what a row of the history tells, with its reason."""
     if row.event == "Deadline":
         said = (_DEADLINES if row.to == row.before else _GIVEN_UP).get(row.before, row.event)
-    elif row.event == "EmailSent" and row.to == "notified":
-        said = "the receipt was sent"
+        if row.before == row.to == "compensated" and row.mail is None:
+            said = "the last try for the cancellation mail was over"
+        elif row.reason == "receipt" and row.to == "compensating":
+            said = "the receipt's time was over, the noted cancellation is applied"
+    elif row.event == "EmailSent":
+        mail = "receipt" if row.to == "notified" else row.mail
+        said = f"{_MAILS.get(mail or '', 'a mail')} was sent"
+    elif row.event == "EmailFailed":
+        said = f"{_MAILS.get(row.mail or '', 'a mail')} could not be delivered"
+    elif row.event in _NOTED and row.to == row.before in {"created", "paid", "notify_failed"}:
+        said = f"{_EVENTS[row.event]}: noted, the receipt is being sent"
     else:
         said = _EVENTS.get(row.event, row.event)
     if row.reason and row.event != "Deadline":  # of a deadline it is the kind, which the sentence says
@@ -115,6 +131,13 @@ def money(found: resources.Saga | resources.Listed) -> str:
         return f"{found.captured} {found.currency}"
     back = "all" if found.refunded == found.captured else str(found.refunded)
     return f"{found.captured} {found.currency}, {back} back"
+
+
+def attention(found: resources.Saga) -> str:
+    """Return why a person is called; that money is kept is said only where some was charged."""
+    if found.attention == "refund_failed" and not found.captured:
+        return "refund_failed: payment does not confirm that nothing is charged"
+    return explained(found.attention or "", ATTENTION)
 
 
 def explained(code: str, known: dict[str, str]) -> str:

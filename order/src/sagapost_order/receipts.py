@@ -1,0 +1,66 @@
+"""Guards and effects of a receipt that is being sent and of a cancellation that waits for it; pure, it must not know the table."""
+
+from datetime import timedelta
+
+import msgspec
+
+from sagapost_order import domain, states
+from sagapost_order.rules import Effect
+from sagapost_order.states import Event
+
+# guards
+
+
+def sending(saga: domain.Saga, event: Event) -> bool:
+    """Tell whether the email service may be sending the receipt; a lease that ends later than any can is of a clock that was set back."""
+    clock = event.clock or event.at
+    return saga.receipt_until is not None and clock < saga.receipt_until <= clock + timedelta(seconds=event.policy.receipt_lease_s)
+
+
+def leased(saga: domain.Saga, _: Event) -> bool:
+    """Tell whether the email service was allowed to send, and has not reported an outcome."""
+    return saga.receipt_until is not None
+
+
+def cancel_noted(saga: domain.Saga, _: Event) -> bool:
+    """Tell whether a cancellation waits for the receipt's outcome."""
+    return saga.cancel_noted is not None
+
+
+def receipt_known(saga: domain.Saga, _: Event) -> bool:
+    """Tell whether a receipt was reported."""
+    return saga.notified_at is not None
+
+
+# effects
+
+
+def lease_receipt(saga: domain.Saga, event: Event) -> domain.Saga:
+    """Let the email service send the receipt for some time."""
+    until = (event.clock or event.at) + timedelta(seconds=event.policy.receipt_lease_s)
+    return msgspec.structs.replace(saga, receipt_until=until)
+
+
+def lease_over(saga: domain.Saga, _: Event) -> domain.Saga:
+    """Note that the receipt is not being sent any more."""
+    return msgspec.structs.replace(saga, receipt_until=None)
+
+
+def wait_for_receipt(saga: domain.Saga, _: Event) -> domain.Saga:
+    """Look again when the receipt's time is over."""
+    return msgspec.structs.replace(saga, deadline_at=saga.receipt_until)
+
+
+def note_cancel(code: str) -> Effect:
+    """Make the effect that notes a cancellation, to be applied when the receipt's outcome is known or its time is over."""
+
+    def effect(saga: domain.Saga, _: Event) -> domain.Saga:
+        noted = saga.cancel_noted or code
+        return msgspec.structs.replace(saga, cancel_noted=noted, deadline_kind=states.RECEIPT, deadline_at=saga.receipt_until)
+
+    return effect
+
+
+def noted_reason(saga: domain.Saga, _: Event) -> domain.Saga:
+    """Say why the order ends, as it was noted."""
+    return msgspec.structs.replace(saga, reason=saga.reason or saga.cancel_noted)
