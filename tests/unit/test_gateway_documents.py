@@ -78,6 +78,22 @@ def test_a_page_runs_only_the_script_it_came_with(name: str) -> None:
     assert not re.search(r"<[^>]+ (?:style|on[a-z]+)=", text.split("<script>", maxsplit=1)[0])
 
 
+def test_no_property_of_a_request_has_a_default() -> None:
+    """Generators of clients, openapi-typescript among them, make a property with a default one that every caller must send."""
+    document = msgspec.json.decode(openapi.encoded())
+    schemas = document["components"]["schemas"]
+    asked = [
+        content["schema"]["$ref"].rpartition("/")[2]
+        for methods in document["paths"].values()
+        for operation in methods.values()
+        for content in operation.get("requestBody", {}).get("content", {}).values()
+    ]
+
+    assert "CheckoutRequest" in asked
+    assert "payment_method" not in schemas["CheckoutRequest"]["required"]
+    assert [(name, field) for name in asked for field, schema in schemas[name]["properties"].items() if "default" in schema] == []
+
+
 def test_a_fact_cannot_break_out_of_the_markup() -> None:
     """What the environment says is text on the page, never markup."""
     text = pages.assemble("shop", {"env": "development", "mailbox": 'http://x/"><script>alert(1)</script>'}).body.decode()

@@ -54,6 +54,11 @@ def _orders(order: upstream.Order) -> list[HTTPRouteHandler]:
         gone = functools.partial(web.is_gone, request.scope)
         return _pass_on(request, await order.call("POST", "/checkout", headers=headers, body=body, again=True, gone=gone))
 
+    @litestar.get("/orders", opt=_for(access.CHECKOUT_READ))
+    async def orders(request: problems.Request) -> _Response:
+        query = edge.query(request)
+        return _pass_on(request, await order.call("GET", f"/orders?{query}" if query else "/orders", headers=_as(request)))
+
     @litestar.get("/orders/{order_id:str}", opt=_for(access.CHECKOUT_READ))
     async def one_order(request: problems.Request, order_id: str) -> _Response:
         return _pass_on(request, await order.call("GET", f"/orders/{edge.number(order_id)}", headers=_as(request)))
@@ -67,7 +72,7 @@ def _orders(order: upstream.Order) -> list[HTTPRouteHandler]:
         await edge.read_body(request)  # nobody needs one, and none may be larger than others
         return _pass_on(request, await order.call("POST", f"/orders/{edge.number(order_id)}/cancel", headers=_as(request), again=True))
 
-    return [checkout, one_order, order_status, cancel]
+    return [checkout, orders, one_order, order_status, cancel]
 
 
 def _sagas(order: upstream.Order, desk: admission.Desk) -> list[HTTPRouteHandler]:

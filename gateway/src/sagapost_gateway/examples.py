@@ -88,6 +88,7 @@ PLACED: Final = {
     },
 }
 ORDER: Final = {**PLACED, "status": "completed", "updated_at": _DONE_AT}
+ORDERS: Final = {"items": [ORDER], "next_cursor": None}
 CANCELLING: Final = {**PLACED, "status": "cancelling", "updated_at": _PAID_AT}
 CANCELLED: Final = {**PLACED, "status": "cancelled", "updated_at": _DONE_AT}
 SAGA_STEPS: Final = (

@@ -61,6 +61,23 @@ _SAGA_ID: Final = Parameter(
     required=True,
 )
 _ORDER_ID: Final = Parameter(name="order_id", place="path", description="The order's number.", schema=NUMBER, example=1042, required=True)
+_ORDER_STATUS: Final = Parameter(
+    name="status",
+    place="query",
+    description="Only orders of this status.",
+    schema={"type": "string", "enum": ["pending", "paid", "completed", "cancelling", "cancelled", "attention"]},
+    example="paid",
+)
+_ORDERS_LIMIT: Final = Parameter(
+    name="limit",
+    place="query",
+    description="At most so many orders; 20 unless given.",
+    schema={"type": "integer", "minimum": 1, "maximum": 100},
+    example=20,
+)
+_ORDERS_CURSOR: Final = Parameter(
+    name="cursor", place="query", description="The `next_cursor` of the page before.", schema=NUMBER, example=1042
+)
 _PRODUCT_ID: Final = Parameter(
     name="product_id", place="path", description="The product's number.", schema=NUMBER, example=1, required=True
 )
@@ -206,6 +223,19 @@ OPERATIONS: Final = (
         example=examples.EVENT,
         errors=("not-found", *_UPSTREAM),
         parameters=(_SAGA_ID, _LAST_EVENT_ID),
+    ),
+    Operation(
+        method="get",
+        path="/api/orders",
+        name="orders",
+        scope=access.CHECKOUT_READ,
+        tag="Orders",
+        summary="List your orders",
+        description="The calling client's own orders, the newest first; `cursor` goes on where the page before ended.",
+        answer=schemas.Orders,
+        example=examples.ORDERS,
+        errors=("validation-failed", *_UPSTREAM),
+        parameters=(_ORDER_STATUS, _ORDERS_LIMIT, _ORDERS_CURSOR),
     ),
     Operation(
         method="get",

@@ -41,10 +41,17 @@ class CheckoutRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         Meta(max_length=254, description="One plain ASCII address, local@domain.tld.", extra_json_schema={"format": "email"}),
     ]
     items: Annotated[list[CheckoutItem], Meta(min_length=1, max_length=50)]
-    payment_method: Annotated[
-        str,
-        Meta(pattern="^[A-Za-z0-9_-]{1,64}$", description="A token of the payment provider, never a card number."),
-    ] = "pm_card_ok"
+    # unset, and not a default: generators of clients take a property with a default for one that is always there
+    payment_method: (
+        Annotated[
+            str,
+            Meta(
+                pattern="^[A-Za-z0-9_-]{1,64}$",
+                description="A token of the payment provider, never a card number; `pm_card_ok` when it is left out.",
+            ),
+        ]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +91,13 @@ class Order(Placed, frozen=True, kw_only=True):
     """An order as it is now."""
 
     updated_at: Instant
+
+
+class Orders(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of the calling client's own orders, the newest first."""
+
+    items: list[Order]
+    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page; null on the last one.")]
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,10 @@ from sagapost_contracts import idempotency
 from sagapost_order import domain, errors, handlers, moves, resources, saga_api, states
 
 CHECKOUT_MAX_BYTES: Final = 8 * 1024  # about twice what the largest cart needs
+STATUSES: Final = ("pending", "paid", "completed", "cancelling", "cancelled", "attention")
+LIST_MAX: Final = 100
+_LIST: Final = 20
+_FILTERS: Final = ("status", "limit", "cursor")
 _OURS: Final = " "  # begins a gateway's key: a client's holds no space
 _ATTEMPT: Final = re.compile(r"\A[0-9a-f]{32}\Z")
 _ID: Final = re.compile(r"\A[1-9][0-9]{0,18}\Z")
@@ -28,8 +32,6 @@ def routes(pool: db.Pool, policy: states.Policy, pay_window_s: float, behind_s: 
         started_s = time.perf_counter()
         body = await request.body()
         gone = functools.partial(web.is_gone, request.scope)
-        if gone():
-            raise errors.ClientGoneError("The client has gone away.")
         key = _check_headers(request, body)
         parsed, client = domain.parse_checkout(body), saga_api.client_of(request)
         if key is None:
@@ -49,6 +51,11 @@ def routes(pool: db.Pool, policy: states.Policy, pay_window_s: float, behind_s: 
             gone=gone,
         )
         return _answered(answer if key[0] != _OURS else msgspec.structs.replace(answer, replayed=False))
+
+    @litestar.get("/orders")
+    async def orders(request: problems.Request) -> litestar.Response[bytes]:
+        """List the calling client's own orders, the newest first, filtered by status; `cursor` goes on."""
+        return web.json(await _page(pool, request))
 
     @litestar.get("/orders/{order_id:str}")
     async def order(request: problems.Request, order_id: str) -> litestar.Response[bytes]:
@@ -81,7 +88,18 @@ def routes(pool: db.Pool, policy: states.Policy, pay_window_s: float, behind_s: 
         """Show one product."""
         return web.json(await handlers.get_product(pool, _id(product_id)))
 
-    return [checkout, order, order_status, cancel, products, product]
+    return [checkout, orders, order, order_status, cancel, products, product]
+
+
+async def _page(pool: db.Pool, request: problems.Request) -> resources.Orders:
+    query = saga_api.filters(request, _FILTERS)
+    status = query.get("status")
+    if status is not None and status not in STATUSES:
+        raise saga_api.wrong("/status", f"A status is one of {', '.join(STATUSES)}.")
+    limit = saga_api.number(query.get("limit", str(_LIST)), "limit", LIST_MAX)
+    before = saga_api.number(query["cursor"], "cursor", domain.MAX_ID) if "cursor" in query else domain.MAX_ID
+    found = await handlers.get_orders(pool, saga_api.client_of(request), status=status, before=before, limit=limit)
+    return resources.orders(found, more=len(found) == limit)
 
 
 def _answered(answer: domain.Answer) -> litestar.Response[bytes]:
@@ -93,6 +111,8 @@ def _answered(answer: domain.Answer) -> litestar.Response[bytes]:
 
 def _check_headers(request: problems.Request, body: bytes) -> str | None:
     """Refuse what cannot be read, and give the idempotency key without its quotes: the client's, or else the gateway's own."""
+    if web.is_gone(request.scope):
+        raise errors.ClientGoneError("The client has gone away.")
     if not body:  # nothing has no media type
         raise errors.MalformedRequestError("The body is empty.")
     saga_api.require_json(request)

@@ -131,6 +131,12 @@ async def get_order(pool: db.Pool, order_id: int, *, owner: str | None) -> domai
     return found
 
 
+async def get_orders(pool: db.Pool, client: str, *, status: str | None, before: int, limit: int) -> list[domain.Order]:
+    """Read a client's own orders with ids below `before`, the newest first, at most `limit`."""
+    async with db.connection(pool) as conn:
+        return await queries.orders(conn, client, status=status, before=before, limit=limit)
+
+
 async def get_saga(pool: db.Pool, saga_id: UUID, *, owner: str | None) -> tuple[domain.Saga, domain.Order, list[domain.HistoryRow]]:
     """Read a saga with its order and the newest 1,000 rows of its history.
 

@@ -82,6 +82,18 @@ SELECT o.id, o.user_id, o.user_email, o.status, o.currency, o.total_amount, o.pr
  WHERE o.id = %(order_id)s AND (%(owner)s::text IS NULL OR o.client = %(owner)s)
 """
 
+# newest first, by the primary key
+_ORDERS: Final = """
+SELECT o.id, o.user_id, o.user_email, o.status, o.currency, o.total_amount, o.processing_duration_ms, o.created_at, o.updated_at,
+       s.id AS saga_id, s.state AS saga_state,
+       (SELECT jsonb_agg(jsonb_build_object('product_id', i.product_id, 'name', i.name, 'quantity', i.quantity, 'price', i.price::text)
+                         ORDER BY i.line)
+          FROM order_items i WHERE i.order_id = o.id) AS items
+  FROM orders o JOIN sagas s ON s.order_id = o.id
+ WHERE o.client = %(client)s AND o.id < %(before)s AND (%(status)s::text IS NULL OR o.status = %(status)s)
+ ORDER BY o.id DESC LIMIT %(limit)s
+"""
+
 
 class PricedProduct(domain.Product, frozen=True, kw_only=True):
     """A product and the instant of the transaction that read it."""
@@ -209,6 +221,14 @@ async def forget_answers(conn: db.Connection, kept: timedelta, limit: int) -> in
     """Delete the oldest answers that have been kept long enough, `limit` at most; give their number."""
     cursor = await conn.execute(_FORGET_ANSWERS, {"kept": kept, "limit": limit})
     return cursor.rowcount
+
+
+async def orders(conn: db.Connection, client: str, *, status: str | None, before: int, limit: int) -> list[domain.Order]:
+    """Read a client's orders with ids below `before`, the newest first."""
+    values = {"client": client, "status": status, "before": before, "limit": limit}
+    async with conn.cursor(row_factory=db.struct_row(domain.Order)) as cursor:
+        await cursor.execute(_ORDERS, values)
+        return await cursor.fetchall()
 
 
 async def order(conn: db.Connection, order_id: int, owner: str | None) -> domain.Order | None:

@@ -52,6 +52,13 @@ class Order(Checkout, frozen=True, kw_only=True):
     updated_at: str
 
 
+class Orders(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of a client's orders; `next_cursor` is None when no page follows, and a page that follows may be empty."""
+
+    items: tuple[Order, ...]
+    next_cursor: str | None
+
+
 class OrderStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Where an order stands."""
 
@@ -156,6 +163,11 @@ def accepted(order: domain.Order) -> domain.Answer:
 def order(order: domain.Order) -> Order:
     """Show an order."""
     return msgspec.convert({**_order_fields(order), "updated_at": instant(order.updated_at)}, Order)
+
+
+def orders(found: Sequence[domain.Order], *, more: bool) -> Orders:
+    """Make a page of orders; its cursor is the id of its last one."""
+    return Orders(items=tuple(order(one) for one in found), next_cursor=str(found[-1].id) if more and found else None)
 
 
 def order_status(order: domain.Order) -> OrderStatus:

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Final
 from uuid import UUID
 
@@ -64,14 +64,14 @@ def routes(pool: db.Pool, policy: states.Policy, watcher: watch.Watch) -> list[A
     @litestar.get("/sagas")
     async def sagas(request: problems.Request) -> litestar.Response[bytes]:
         """List sagas for an operator: the newest order first, filtered by state, stuck, attention; `cursor` goes on."""
-        query = _filters(request)
-        limit = _number(query.get("limit", str(_LIST)), "limit", saga_queries.LIST_MAX)
+        query = filters(request, _FILTERS)
+        limit = number(query.get("limit", str(_LIST)), "limit", saga_queries.LIST_MAX)
         found = await handlers.get_sagas(
             pool,
             state=_state(query.get("state")),
             stuck=_flag(query.get("stuck"), "stuck"),
             attention=_flag(query.get("attention"), "attention"),
-            before_order=_number(query["cursor"], "cursor", domain.MAX_ID) if "cursor" in query else None,
+            before_order=number(query["cursor"], "cursor", domain.MAX_ID) if "cursor" in query else None,
             limit=limit,
         )
         return web.json(resources.sagas(found, more=len(found) == limit))
@@ -184,33 +184,35 @@ def _wait_s(prefer: str) -> int:
     return min(int(found.group(1)), WAIT_MAX_S) if found else 0
 
 
-def _filters(request: problems.Request) -> dict[str, str]:
+def filters(request: problems.Request, names: Sequence[str]) -> dict[str, str]:
     """Give the filters by name: one that is misspelt or given twice would silently show something else than was asked for."""
     given: dict[str, str] = {}
     for name, value in request.query_params.multi_items():
-        if name not in _FILTERS or name in given:
-            raise _wrong("", f"The filters are {', '.join(_FILTERS)}, each once.", "unknown_field")
+        if name not in names or name in given:
+            raise wrong("", f"The filters are {', '.join(names)}, each once.", "unknown_field")
         given[name] = str(value)
     return given
 
 
 def _state(text: str | None) -> str | None:
     if text is not None and text not in states.STATES:
-        raise _wrong("/state", f"A state is one of {', '.join(states.STATES)}.")
+        raise wrong("/state", f"A state is one of {', '.join(states.STATES)}.")
     return text
 
 
 def _flag(text: str | None, name: str) -> bool:
     if text not in {None, "", "true", "false", "1", "0"}:
-        raise _wrong(f"/{name}", f"{name} is true or false.")
+        raise wrong(f"/{name}", f"{name} is true or false.")
     return text in {"", "true", "1"}
 
 
-def _number(text: str, name: str, at_most: int) -> int:
+def number(text: str, name: str, at_most: int) -> int:
+    """Return a number from 1 to `at_most`."""
     if not text.isascii() or not text.isdigit() or len(text) > 19 or not 1 <= int(text) <= at_most:
-        raise _wrong(f"/{name}", f"{name} is a number from 1 to {at_most}.")
+        raise wrong(f"/{name}", f"{name} is a number from 1 to {at_most}.")
     return int(text)
 
 
-def _wrong(pointer: str, detail: str, code: str = "out_of_range") -> errors.RequestInvalidError:
+def wrong(pointer: str, detail: str, code: str = "out_of_range") -> errors.RequestInvalidError:
+    """Return the refusal of one filter."""
     return errors.RequestInvalidError(detail, errors=(FieldError(pointer=pointer, code=code),))

@@ -1,0 +1,97 @@
+"""The list of a client's own orders through the gateway: newest first, in pages, by status, and nobody else's."""
+
+from collections.abc import AsyncGenerator, Generator, Mapping
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+from integration import order_walk, pool_kit
+
+from sagapost_chassis import db
+from sagapost_contracts import access
+from sagapost_ops.keys import queries
+from sagapost_order import states
+from sagapost_sandbox.testing import servers, services
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def dsn(database_server: servers.Databases, templates: Mapping[str, str]) -> Generator[str]:
+    """Give a database of its own to a test."""
+    with order_walk.database(database_server, templates) as found:
+        yield found
+
+
+@pytest.fixture
+def gateway(dsn: str, tmp_path: Path) -> Generator[services.Service]:
+    """Run a gateway in front of an order service."""
+    env = {"DATABASE_URL": dsn, "AMQP_URL": order_walk.NOWHERE, **order_walk.PATIENT}
+    with (
+        order_walk.running("order", tmp_path / "order.log", **env) as order,
+        order_walk.running("gateway", tmp_path / "gateway.log", ORDER_URL=order.url, PAGE_PORT="0") as running,
+    ):
+        yield running
+
+
+@pytest.fixture
+async def client(gateway: services.Service) -> AsyncGenerator[httpx.AsyncClient]:
+    """Open a client of the gateway."""
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def pool(dsn: str) -> AsyncGenerator[db.Pool]:
+    """Open a pool on the database, to let things happen."""
+    async with pool_kit.opened(dsn) as opened:
+        yield opened
+
+
+def key_of(dsn: str, name: str) -> dict[str, str]:
+    """Store a key as the command does, and give the header that carries it."""
+    key = access.new_key("development")
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        queries.add(
+            conn,
+            client=name,
+            label="",
+            env="development",
+            scopes=("checkout:read",),
+            sha256=access.digest(key),
+            rate_per_s=1000,
+            burst=1000,
+        )
+    return {"Authorization": f"Bearer {key}"}
+
+
+async def test_a_client_lists_its_own_orders_newest_first(client: httpx.AsyncClient, pool: db.Pool, dsn: str) -> None:
+    """Every order of one's own once, in pages and by status; another client's never; what is no filter is 422."""
+    mine = [await order_walk.place(pool, client="shop") for _ in range(4)]
+    mine.append(await order_walk.place(pool, states.PAID, client="shop"))
+    other = await order_walk.place(pool, client="other")
+    headers, ids = key_of(dsn, "shop"), [order.id for order in reversed(mine)]
+
+    whole = (await client.get("/api/orders", headers=headers)).json()
+    pages, cursor = [], ""
+    while cursor is not None:
+        page = (await client.get("/api/orders", params={"limit": "2"} | ({"cursor": cursor} if cursor else {}), headers=headers)).json()
+        pages.append([item["id"] for item in page["items"]])
+        cursor = page["next_cursor"]
+    paid = (await client.get("/api/orders?status=paid", headers=headers)).json()
+    theirs = (await client.get("/api/orders", headers=key_of(dsn, "other"))).json()
+    nobodys = (await client.get("/api/orders")).json()
+    one = (await client.get(f"/api/orders/{ids[0]}", headers=headers)).json()
+    wrong = [
+        (await client.get(f"/api/orders?{query}", headers=headers)).status_code
+        for query in ("status=lost", "limit=0", "limit=101", "cursor=x", "cursor=0", "state=paid", "limit=1&limit=2")
+    ]
+
+    assert ([item["id"] for item in whole["items"]], whole["next_cursor"]) == (ids, None)
+    assert [number for page in pages for number in page] == ids
+    assert [item["id"] for item in paid["items"]] == ids[:1]
+    assert [item["id"] for item in theirs["items"]] == [other.id]
+    assert nobodys == {"items": [], "next_cursor": None}
+    assert whole["items"][0] == one
+    assert wrong == [422] * 7
