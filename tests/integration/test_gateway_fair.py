@@ -280,7 +280,7 @@ async def test_connections_that_linger_or_whose_body_is_late_make_room(order_ser
     """With every connection held by bodies that do not come, answered early or not: a newcomer is served."""
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{{".encode()
     with gateway_of(order_service, tmp_path, MAX_OPEN="20") as gateway, contextlib.ExitStack() as stack:
-        held = [begun(gateway, stack, head) for _ in range(25)]
+        held = [begun(gateway, stack, head) for _ in range(20)]
 
         def served() -> bool:
             with contextlib.suppress(httpx.TransportError):
@@ -289,7 +289,7 @@ async def test_connections_that_linger_or_whose_body_is_late_make_room(order_ser
 
         # far sooner than a body may take (10 s) or a connection may linger
         assert await asyncio.to_thread(polling.eventually, served, 5)
-        assert len(held) == 25
+        assert len(held) == 20
 
 
 async def test_an_operator_sees_who_calls_and_what_is_refused(
