@@ -133,7 +133,7 @@ def test_a_checkout_passes_every_service_over_tls(
             "payment",
             _production(secured.database("payment_service"), secured.broker("payment"), {"SAGAPOST_PROVIDER_URL": "https://localhost:1"}),
         ),
-        start_service("email", _production(secured.broker("email"), mail)),
+        start_service("email", _production(secured.broker("email"), mail, {"SAGAPOST_ORDER_URL": order.url})),
     ]
     for service in (order, *others):
         service.wait_ready()
@@ -207,7 +207,7 @@ def test_a_mail_server_with_another_certificate_gets_no_mail(
     mail = mailbox_of(mode)
     mail |= {"SAGAPOST_SMTP_CA_FILE": str(secured.stranger)} if wrong == "ca" else {"SAGAPOST_SMTP_HOST": "127.0.0.1"}
 
-    service = start_service("email", _production(secured.broker("email"), mail)).wait_ready()
+    service = start_service("email", _production(secured.broker("email"), mail, {"SAGAPOST_ORDER_URL": "http://localhost:1"})).wait_ready()
 
     polling.eventually(lambda: httpx.get(f"{service.url}/health/ready", timeout=20).json()["degraded"] == ["smtp"])
     said = polling.eventually(lambda: _why_no_mail(service, "the certificate of the mail server is refused"))
@@ -218,7 +218,7 @@ def test_a_mail_server_without_starttls_gets_no_mail(secured: Servers, start_ser
     """Whoever takes the offer of STARTTLS out of the conversation gains nothing: the mail is not sent in the clear."""
     mail = mailbox_of("off")
 
-    service = start_service("email", _production(secured.broker("email"), mail)).wait_ready()
+    service = start_service("email", _production(secured.broker("email"), mail, {"SAGAPOST_ORDER_URL": "http://localhost:1"})).wait_ready()
 
     polling.eventually(lambda: httpx.get(f"{service.url}/health/ready", timeout=20).json()["degraded"] == ["smtp"])
     polling.eventually(lambda: _why_no_mail(service, "STARTTLS"))

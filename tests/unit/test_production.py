@@ -36,7 +36,7 @@ INTERNAL = {"SAGAPOST_INTERNAL_SECRET": "5d0c82e1b7f94a36d1e0b85f27c4936a"}
 ORDER = (sagapost_order.settings.Settings, STORE | INTERNAL)
 RELAY = (sagapost_relay.settings.Settings, STORE)
 PAYMENT = (sagapost_payment.settings.Settings, STORE | {"SAGAPOST_PROVIDER_URL": "https://psp.example"})
-EMAIL = (sagapost_email.settings.Settings, MAIL | INTERNAL)
+EMAIL = (sagapost_email.settings.Settings, MAIL | INTERNAL | {"SAGAPOST_ORDER_URL": "http://order.internal:8001"})
 GATEWAY = (sagapost_gateway.settings.Settings, INTERNAL)
 Service = tuple[type[settings.Common], dict[str, str]]
 
@@ -121,6 +121,7 @@ def test_strong_settings_are_accepted(service: Service) -> None:
         ),
         (PAYMENT, {"SAGAPOST_PROVIDER_URL": "http://psp.example"}, "SAGAPOST_PROVIDER_URL", "https://"),
         (EMAIL, {"SAGAPOST_SMTP_TLS": "off", "SAGAPOST_SMTP_USER": "", "SAGAPOST_SMTP_PASSWORD": ""}, "SAGAPOST_SMTP_TLS", "in the clear"),
+        (EMAIL, {"SAGAPOST_ORDER_URL": ""}, "SAGAPOST_ORDER_URL", "not set"),
         (EMAIL, {"SAGAPOST_SMTP_PASSWORD": "short"}, "SAGAPOST_SMTP_PASSWORD", "fewer than 16"),
         *((service, {"SAGAPOST_CRASH": "order.after_commit"}, "SAGAPOST_CRASH", "for tests") for service in (ORDER, RELAY, PAYMENT, EMAIL)),
     ],

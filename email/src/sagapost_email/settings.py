@@ -51,12 +51,15 @@ class Settings(settings.Internal, frozen=True, kw_only=True):
         ladder.parse(self.retry_delays_s)
 
     def weaknesses(self) -> list[str]:
-        """Name a mail server that is spoken to in the clear, and a missing secret."""
-        if self.smtp_tls != "off":
-            return super().weaknesses()
+        """Name a mail server that is spoken to in the clear, an order service that is not asked, and a missing secret."""
+        in_clear = (
+            "SAGAPOST_SMTP_TLS: mails travel in the clear; set it to starttls or tls, with SAGAPOST_SMTP_CA_FILE for a CA of your own"
+        )
+        unasked = "SAGAPOST_ORDER_URL: it is not set; without it customers of cancelled orders are told that they paid"
         return [
             *super().weaknesses(),
-            "SAGAPOST_SMTP_TLS: mails travel in the clear; set it to starttls or tls, with SAGAPOST_SMTP_CA_FILE for a CA of your own",
+            *([in_clear] if self.smtp_tls == "off" else []),
+            *([] if self.order_url else [unasked]),
         ]
 
     def security(self) -> sender.Security:
