@@ -96,6 +96,8 @@ def test_logs_turn_over_and_no_line_is_lost(terminal: Terminal) -> None:
     finally:
         following.kill()
         following.wait()
+        reader.join()
+        following.stdout.close()
 
     log = state.log_of(stack.home, "gateway")
     assert [path for path in _paths(seen) if path.startswith("/api/orders/1")] == [

@@ -481,7 +481,7 @@ async def test_a_consumer_that_the_broker_forgot_consumes_anew(vhost: str) -> No
         task = asyncio.create_task(consumer.run(stop))
         await publisher.publish(amqp.message_of(_sealed()), exchange="", routing_key=QUEUE)
         await polling.eventually(lambda: _is(len(seen) == 1))
-        (channel,) = [found for found in gc.get_objects() if isinstance(found, aiormq.Channel) and found.consumers]
+        (channel,) = [found for found in gc.get_objects() if isinstance(found, aiormq.Channel) and found.consumers and not found.is_closed]
 
         async def forgotten() -> bool:
             for tag in list(channel.consumers):  # one of a new pace, too
