@@ -133,8 +133,14 @@ class Stack:
 
     def mails(self, address: str) -> list[dict[str, Any]]:
         """Give the accepted mails to an address."""
-        found = self._get(str(self.known.mailbox_url), "/api/v1/messages?limit=1000")
-        return [mail for mail in found["messages"] if mail["To"][0]["Address"] == address]
+        return [mail for mail in self.all_mails() if mail["To"][0]["Address"] == address]
+
+    def all_mails(self) -> list[dict[str, Any]]:
+        """Return every accepted mail, as the mailbox lists them."""
+        mails: list[dict[str, Any]] = []
+        while found := self._get(str(self.known.mailbox_url), f"/api/v1/messages?limit=1000&start={len(mails)}")["messages"]:
+            mails += found
+        return mails
 
     def mail_headers(self, address: str) -> dict[str, list[str]]:
         """Give the headers of the one mail to an address."""
