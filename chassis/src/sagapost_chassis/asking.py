@@ -1,6 +1,6 @@
 """Asks the broker, on a channel of its own, whether what a consumer relies on is there; it must not know what a message means.
 
-A consumer that the broker has forgotten, or brings nothing to, looks like one that has nothing to do (seen with RabbitMQ 3.10 after the
+A consumer that the broker has forgotten, or delivers nothing to, looks like an idle one (seen with RabbitMQ 3.10 after the
 leader of a quorum queue was killed).
 """
 
@@ -30,7 +30,7 @@ class Consuming(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Asking:
-    """One session's questions; `consuming` says what the consumer believes at this moment."""
+    """The checks of one session; `consuming` returns the consumer's present state."""
 
     def __init__(
         self, connection: abc.AbstractConnection, queue: str, exchanges: Sequence[str], consuming: Callable[[], Consuming]
@@ -44,7 +44,7 @@ class Asking:
         self.fault = ""  # what is wrong, in a sentence; empty when all is there
 
     async def ask(self) -> bool:
-        """Ask once, and return whether to consume anew: the broker does not know this consumer, or brings it nothing.
+        """Ask once, and return whether to subscribe again: the broker does not know this consumer, or delivers nothing to it.
 
         Raises:
             Exception: whatever the client raises when the connection is lost.

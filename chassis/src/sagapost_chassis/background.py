@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class EndedError(Exception):
-    """A task that runs as long as the process has ended by itself."""
+    """A task that should run until the process stops has ended by itself."""
 
 
 async def until(stop: asyncio.Event, work: Coroutine[object, object, object]) -> None:
@@ -33,11 +33,11 @@ async def until(stop: asyncio.Event, work: Coroutine[object, object, object]) ->
         task.cancel()
         await asyncio.wait({task})
         if not task.cancelled():
-            task.exception()  # it was told to end; what it says to that is of no use to anybody
+            task.exception()  # it was cancelled: its exception is read, so that asyncio does not log it
 
 
 def watched(task: asyncio.Task[T], name: str, on_failure: Callable[[], None], *, cancelled: bool = True) -> None:
-    """Call `on_failure`, and log, when the task fails, or is cancelled if that counts; a task that returns was in order."""
+    """Log and call `on_failure` when the task raises, or is cancelled and `cancelled` is true; do nothing when it returns."""
 
     def ended(done: asyncio.Task[T]) -> None:
         exc = None if done.cancelled() else done.exception()

@@ -1,4 +1,4 @@
-"""Forgets what is kept for a time, a bounded batch a transaction; how long at least is the database's own rule."""
+"""Deletes or replaces what is kept for a time only, one bounded batch a transaction; the database enforces the least time."""
 
 import asyncio
 import contextlib

@@ -1,7 +1,7 @@
 """Writes lines to standard error and never raises: a line that cannot be written is dropped and counted; it must not know what a line says.
 
-A write must not stop the event loop either. A pipe or terminal that takes nothing keeps up to `ROOM_BYTES` waiting; what comes beyond is
-dropped. Only a regular file is written to without such a bound, as the kernel knows none for it.
+A write must not stop the event loop either. While a pipe or terminal takes nothing, up to `ROOM_BYTES` wait; further lines are
+dropped. Only a write to a regular file may block: the kernel has no non-blocking write for it.
 """
 
 import atexit
@@ -103,7 +103,7 @@ class Sink:
             self._waiter.start()
 
     def _tell(self, notice: str) -> bool:
-        """Say how many lines were lost; False when nothing is taken now. One that fails is made anew with the next line."""
+        """Write how many lines were lost; False when it is not taken now. A notice that fails is made again with the next line."""
         unsaid, content = self._unsaid, notice.encode("utf-8", "backslashreplace") + _NEWLINE
         try:
             left = self._written(content)
@@ -177,7 +177,7 @@ class Sink:
         self._path = Path(f"/proc/self/fd/{descriptor}").readlink() if stat.S_ISREG(mode) else None
 
     def _follow(self) -> None:
-        """Open the log file anew when another one stands at its path: it was turned over."""
+        """Open the log file again when its path names another file: it was rotated."""
         now = time.monotonic()
         if self._path is None or now - self._looked_at < LOOK_S:
             return

@@ -84,7 +84,7 @@ class NotWantedError(errors.DomainError):
 
 
 class UnknownSagaError(errors.TransientError):
-    """The order service has no such saga, or is of a version that cannot be asked: nobody knows whether the order stands."""
+    """The order service has no such saga. It costs an attempt: after the last one the message is a dead letter."""
 
 
 class MailRefusedError(errors.PermanentError):

@@ -1,4 +1,4 @@
-"""The use case of email: send one mail, tell of it, confirmed, and only then let the message be acknowledged."""
+"""The use case of email: send one mail, publish its outcome, and return when that is confirmed; the message is acknowledged afterwards."""
 
 import asyncio
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""Which processes on this host still live: each holds a lock on a file of its own; it must not know what they hold it for.
+"""Which processes of this host are alive: each holds a lock on a file of its own; it must not know what the lock is for.
 
 The kernel gives the lock back when the process ends, however it ends. A process that is stopped (SIGSTOP) keeps it.
 """
@@ -47,7 +47,7 @@ class Holder:
                 _locked(path, remove=True)
 
     def close(self) -> None:
-        """Give the name up."""
+        """Remove the file and release the lock."""
         self._path(self.name).unlink(missing_ok=True)
         os.close(self._file)
 

@@ -66,13 +66,13 @@ class Recent:
 
     @asynccontextmanager
     async def sending(self, mail_id: str, recipient: str = "") -> AsyncGenerator[domain.Claim]:
-        """Claim a mail for the block, which sends it if the claim is fresh, and ends without an exception when the server has accepted it.
+        """Claim a mail for the block. The block sends it if the claim is fresh; its end without an exception counts as accepted.
 
         Raises:
-            SendingNowError: somebody else is still at it.
-            MailInDoubtError: it was probably taken, and it is too early for a second copy.
-            MemoryUnavailableError: the store cannot be used, for less than the patience so far.
-            TooManyMailsError: the recipient had as many in this hour as may be.
+            SendingNowError: another delivery is still sending it after `WAIT_S` seconds, or this process stops.
+            MailInDoubtError: the mail server probably has it, and it is too early for a second copy.
+            MemoryUnavailableError: the store cannot be used, and `patience_s` has not passed yet.
+            TooManyMailsError: the recipient had `limit` mails in the last hour.
 
         """
         if not await self._claimed(mail_id, _digest(recipient) if self._limit else None):
@@ -149,7 +149,7 @@ class Recent:
         return verdict
 
     async def _end(self, mail_id: str, kind: queries.Ending) -> None:
-        """Note how a mail ended, here before anything else, and in the store; what that does not take is written with a later mail."""
+        """Keep how a mail ended, in this process first, then in the store; what cannot be written now is written with a later mail."""
         self._unwritten[mail_id] = queries.End(mail_id=mail_id, kind=kind, at=time.time(), wait_s=self._doubt_s)
         await self._write()
 

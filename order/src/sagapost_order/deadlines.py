@@ -25,32 +25,32 @@ def message_waits(_: domain.Saga, event: Event) -> bool:
 
 
 def message_parked(_: domain.Saga, event: Event) -> bool:
-    """Tell whether the relay has set a message of the saga aside for a person."""
+    """Return whether the relay has parked a message of the saga for a person."""
     return event.unsent == "parked"
 
 
 def nudge_is_due(saga: domain.Saga, _: Event) -> bool:
-    """Tell whether the deadline only asks for a second look at a slow payment."""
+    """Return whether this is an unpaid order's first deadline, at which OrderCreated is only sent again."""
     return saga.deadline_kind == states.NUDGE
 
 
 def last_question_is_due(saga: domain.Saga, _: Event) -> bool:
-    """Tell whether the time to pay is over and payment has not been asked for its last answer."""
+    """Return whether the time to pay is over and the last question to payment was not sent yet."""
     return saga.deadline_kind != states.ANSWER
 
 
 def receipt_begun(saga: domain.Saga, _: Event) -> bool:
-    """Tell whether the email service has begun or sent the receipt, which it does only for a payment that was captured."""
+    """Return whether a receipt was granted a lease or reported; email asks for one only after a payment was captured."""
     return saga.notified_at is not None or saga.receipt_until is not None
 
 
 def notify_attempts_left(saga: domain.Saga, event: Event) -> bool:
-    """Tell whether the mail may be asked for once more."""
+    """Return whether the mail may be requested once more."""
     return saga.attempts < event.policy.notify_attempts
 
 
 def compensate_attempts_left(saga: domain.Saga, event: Event) -> bool:
-    """Tell whether the cancellation may be asked for once more before a person is called."""
+    """Return whether CancelPayment may be sent once more before the saga is parked for a person."""
     return saga.attempts < event.policy.compensate_attempts
 
 
@@ -60,12 +60,12 @@ def parked_attempts_left(saga: domain.Saga, event: Event) -> bool:
 
 
 def in_cancel_window(saga: domain.Saga, event: Event) -> bool:
-    """Tell whether a finished order may still be cancelled by its customer."""
+    """Return whether a finished order may still be cancelled by its customer."""
     return event.at <= saga.created_at + timedelta(seconds=event.policy.cancel_window_s)
 
 
 def refunds_unsent(_: domain.Saga, event: Event) -> bool:
-    """Tell whether an order whose receipt cannot be delivered is given up."""
+    """Return whether the policy refunds an order whose receipt cannot be delivered."""
     return event.policy.notify_failure == "refund"
 
 
@@ -73,7 +73,7 @@ def refunds_unsent(_: domain.Saga, event: Event) -> bool:
 
 
 def wait_to_leave(saga: domain.Saga, event: Event) -> domain.Saga:
-    """Look again later, without counting an attempt; the time to pay begins anew."""
+    """Set a later deadline and count no attempt; the time to pay of an unpaid order begins anew."""
     wait_s = {
         states.CREATED: _window_s(saga) / 3,
         states.COMPENSATING: min(_SHORT_S, event.policy.compensate_max_s),
@@ -85,49 +85,49 @@ def wait_to_leave(saga: domain.Saga, event: Event) -> domain.Saga:
 
 
 def expect_payment(saga: domain.Saga, event: Event) -> domain.Saga:
-    """Wait for the payment for the rest of the time to pay: two thirds, or all of it when it began anew."""
+    """Set the deadline to the end of the time to pay, two thirds of it from now at least; all of it when `pay_before` has passed."""
     window = timedelta(seconds=_window_s(saga))
     ends_at = event.at + window if event.at >= saga.pay_before else max(saga.pay_before, event.at + 2 * window / 3)
     return msgspec.structs.replace(saga, deadline_kind=states.PAY, deadline_at=ends_at)
 
 
 def expect_answer(saga: domain.Saga, event: Event) -> domain.Saga:
-    """Wait for payment's last answer: a third of the time to pay, a minute at most."""
+    """Set the deadline for the answer to the last question: a third of the time to pay from now, a minute at most."""
     wait_s = min(_SHORT_S, _window_s(saga) / 3)
     return msgspec.structs.replace(saga, deadline_kind=states.ANSWER, deadline_at=event.at + timedelta(seconds=wait_s))
 
 
 def ask_again(saga: domain.Saga, event: Event) -> domain.Saga:
-    """Count a question, and wait longer for its answer: a third of the time to pay, doubling up to a day."""
+    """Count a question to payment. Its wait begins at a third of the time to pay and doubles up to `compensate_parked_max_s`."""
     wait_s = min(_window_s(saga) / 3 * 2.0 ** min(saga.attempts, 30), event.policy.compensate_parked_max_s)
     return _again(msgspec.structs.replace(saga, deadline_kind=states.ANSWER), event, wait_s)
 
 
 def notify_later(saga: domain.Saga, event: Event) -> domain.Saga:
-    """Count an attempt at a mail, and wait longer for it."""
+    """Count an attempt at a mail; the wait doubles up to `notify_max_s`."""
     policy = event.policy
     return _again(saga, event, min(policy.notify_s * 2.0 ** (saga.attempts + 1), policy.notify_max_s))
 
 
 def compensate_later(saga: domain.Saga, event: Event) -> domain.Saga:
-    """Count an attempt at the cancellation, and wait longer for it."""
+    """Count an attempt at the cancellation; the wait doubles up to `compensate_max_s`."""
     policy = event.policy
     return _again(saga, event, min(policy.compensate_s * 2.0 ** (saga.attempts + 1), policy.compensate_max_s))
 
 
 def still_parked(saga: domain.Saga, event: Event) -> domain.Saga:
-    """Count an attempt that is made while a person is waited for, and wait for the next one."""
+    """Count an attempt of a parked saga; the wait stays the same."""
     return _again(saga, event, rules.deadline_of(saga.state, event.policy)[1])
 
 
 def parked_longer(saga: domain.Saga, event: Event) -> domain.Saga:
-    """Count an attempt at the refund that is made while a person is waited for, and wait twice as long, a day at most."""
+    """Count an attempt at the refund of a parked saga; the wait doubles up to `compensate_parked_max_s`."""
     policy = event.policy
     return _again(saga, event, min(policy.compensate_parked_s * 2.0 ** min(saga.attempts + 1, 30), policy.compensate_parked_max_s))
 
 
 def rest(saga: domain.Saga, event: Event) -> domain.Saga:
-    """Keep the deadline without a message: only a person can help."""
+    """Set a later deadline and send nothing: no attempts are left, a person has to act."""
     return msgspec.structs.replace(saga, deadline_at=event.at + timedelta(seconds=event.policy.compensate_parked_max_s))
 
 

@@ -18,17 +18,17 @@ def sending(saga: domain.Saga, event: Event) -> bool:
 
 
 def leased(saga: domain.Saga, _: Event) -> bool:
-    """Tell whether the email service was allowed to send, and has not reported an outcome."""
+    """Return whether a lease for the receipt was granted and no outcome was reported."""
     return saga.receipt_until is not None
 
 
 def cancel_noted(saga: domain.Saga, _: Event) -> bool:
-    """Tell whether a cancellation waits for the receipt's outcome."""
+    """Return whether a cancellation waits for the receipt's outcome."""
     return saga.cancel_noted is not None
 
 
 def receipt_known(saga: domain.Saga, _: Event) -> bool:
-    """Tell whether a receipt was reported."""
+    """Return whether a receipt was reported as sent."""
     return saga.notified_at is not None
 
 
@@ -36,23 +36,23 @@ def receipt_known(saga: domain.Saga, _: Event) -> bool:
 
 
 def lease_receipt(saga: domain.Saga, event: Event) -> domain.Saga:
-    """Let the email service send the receipt for some time."""
+    """Grant the email service a lease of `receipt_lease_s` to send the receipt."""
     until = (event.clock or event.at) + timedelta(seconds=event.policy.receipt_lease_s)
     return msgspec.structs.replace(saga, receipt_until=until)
 
 
 def lease_over(saga: domain.Saga, _: Event) -> domain.Saga:
-    """Note that the receipt is not being sent any more."""
+    """End the receipt's lease."""
     return msgspec.structs.replace(saga, receipt_until=None)
 
 
 def wait_for_receipt(saga: domain.Saga, _: Event) -> domain.Saga:
-    """Look again when the receipt's time is over."""
+    """Set the deadline to the end of the receipt's lease."""
     return msgspec.structs.replace(saga, deadline_at=saga.receipt_until)
 
 
 def note_cancel(code: str) -> Effect:
-    """Make the effect that notes a cancellation, to be applied when the receipt's outcome is known or its time is over."""
+    """Return the effect that notes a cancellation. It is applied when the receipt's outcome is known or its lease ends."""
 
     def effect(saga: domain.Saga, _: Event) -> domain.Saga:
         noted = saga.cancel_noted or code
@@ -62,5 +62,5 @@ def note_cancel(code: str) -> Effect:
 
 
 def noted_reason(saga: domain.Saga, _: Event) -> domain.Saga:
-    """Say why the order ends, as it was noted."""
+    """Set the saga's reason to that of the noted cancellation, unless it has one."""
     return msgspec.structs.replace(saga, reason=saga.reason or saga.cancel_noted)

@@ -1,4 +1,4 @@
-"""The words of the saga: its states, what it hears, what it emits and how long it waits; it must not know any rule."""
+"""The words of the saga: its states, its events, the messages that it sends and its waits; it must not know any rule."""
 
 from datetime import datetime
 from decimal import Decimal

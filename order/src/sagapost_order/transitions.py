@@ -1,4 +1,4 @@
-"""The saga's transition table as data: for each state and each thing heard, the rules in their order; it must not know who asks."""
+"""The saga's transition table as data: for each state and each event, the rules in their order; it must not know who sends an event."""
 
 from typing import Final
 
@@ -123,7 +123,7 @@ _UNASKED_REFUND: Final = (Rule(when=(permanent,), does=(seen, attention("unexpec
 
 
 def _unpaid(code: str) -> tuple[Rule, ...]:
-    """Make the rules of an order that is not paid: it ends, unless something of it was captured."""
+    """Return the rules for payment's word that an order is not charged: it ends, unless something was captured."""
     return (
         Rule(when=(sending,), does=(seen, attention("payment_contradicts_capture"), note_cancel(code))),
         Rule(to=COMPENSATED, when=(neutral,), does=(seen, reason(code)), emits=_CANCELLED),
@@ -132,19 +132,19 @@ def _unpaid(code: str) -> tuple[Rule, ...]:
 
 
 def _mail(*rules: Rule, does: tuple[Effect, ...] = ()) -> tuple[Rule, ...]:
-    """Complete the rules of a receipt: the cancellation mail is a fact in every state, and `does` follows; other mails are nothing."""
+    """Return the rules of EmailSent: `rules` for a receipt; the first cancellation mail is recorded, then `does`; others are ignored."""
     told = Rule(when=(cancellation, untold), does=(cancellation_sent, *does))
     return (*(msgspec.structs.replace(rule, when=(receipt, *rule.when)) for rule in rules), told, Rule(ignored=True))
 
 
 def _no_mail(*rules: Rule, does: tuple[Effect, ...] = ()) -> tuple[Rule, ...]:
-    """Complete the rules of a receipt that failed: a cancellation nobody got wants an operator, a transient failure nothing."""
+    """Return the rules of EmailFailed, if permanent: `rules` for a receipt; a cancellation mail sets `attention`. Others are ignored."""
     lost = Rule(when=(permanent, cancellation), does=(attention("cancellation_failed"), *does))
     return (*(msgspec.structs.replace(rule, when=(permanent, receipt, *rule.when)) for rule in rules), lost, Rule(ignored=True))
 
 
 def _undelivered(*rules: Rule) -> tuple[Rule, ...]:
-    """Make the rules of a receipt that failed while the order stands: a cancellation that was noted comes first, the lease is over."""
+    """Return the rules of EmailFailed while the order stands: a noted cancellation is applied first, and the receipt's lease ends."""
     known = Rule(to=COMPENSATING, when=(receipt, cancel_noted), does=(noted_reason,), emits=_UNDO)
     failed = _no_mail(*(msgspec.structs.replace(rule, does=(lease_over, *rule.does)) for rule in rules))
     return (known, *failed[:-1], Rule(when=(receipt, leased), does=(lease_over,)), failed[-1])

@@ -1,4 +1,4 @@
-"""What payment publishes: results, and answers to who asks again; it must not know a provider."""
+"""What payment publishes: results, and answers to repeated messages; it must not know a provider."""
 
 import contextvars
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ async def publish(
 
 
 async def answer_again(conn: db.Connection, asked: Sequence[Asked]) -> None:
-    """Tick off messages whose payments have ended, and publish once more how these stand.
+    """Claim, in the inbox, messages whose payments have ended, and publish the present state of these payments again.
 
     Under the ids of the events that said so first: readers that have seen them ignore the repetition. The payments are locked, so that
     nothing is published behind a later state.

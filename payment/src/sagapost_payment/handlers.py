@@ -1,4 +1,4 @@
-"""The use cases of payment: charge an order once, take it back on request; a provider call stands between two transactions."""
+"""The use cases of payment: charge an order once, refund it on request; a provider call stands between two transactions."""
 
 import contextvars
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ async def on_cancel_payment(
 ) -> None:
     """See to it that nothing stays captured for the order; the answer is a void, a refund or a failed refund.
 
-    The command counts as taken in when it is decided what it leads to: what comes again later only finishes its refund.
+    The inbox claims the command in the transaction that decides its effect: a repetition only finishes its refund.
 
     Raises:
         TransientError: the provider cannot be asked, or a refund's outcome is not known yet; the call is repeated.
@@ -97,7 +97,7 @@ def _is_unasked(payment: domain.Payment) -> bool:
 async def _intend(
     pool: db.Pool, delivery: consuming.Delivery, order: events.OrderCreated, terms: domain.Terms
 ) -> tuple[domain.Payment, bool]:
-    """Make the row that says "we are about to charge", or find it; one that has ended is answered and its message ticked off."""
+    """Insert the payment's row before a charge, or find it; one that has ended is answered again and its message claimed in the inbox."""
     asked = answers.Asked(intent=queries.Intent(order=order, terms=terms), delivery=delivery, context=contextvars.copy_context())
 
     async def intend(conn: db.Connection) -> tuple[domain.Payment, bool]:
@@ -128,7 +128,7 @@ def _is_answered(one: answers.Asked, payment: domain.Payment) -> bool:
 async def conclude(
     pool: db.Pool, known: domain.Payment, result: domain.Result, delivery: consuming.Delivery | None, terms: domain.Terms
 ) -> domain.Payment:
-    """Write down the result and tell of it; of several that come here, the first one does. No delivery: somebody had a look."""
+    """Store the result of a charge and publish it; of several callers only the first does. No delivery: the sweeper looked."""
 
     async def write(conn: db.Connection) -> domain.Payment:
         payment = await queries.lock(conn, known.saga_id)

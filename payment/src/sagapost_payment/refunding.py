@@ -13,7 +13,7 @@ async def give_back(
     *,
     fresh: bool,
 ) -> None:
-    """Refund a payment that is `refunding`, and tell of it; safe to repeat. `fresh`: nobody has tried before.
+    """Refund a payment that is `refunding`, and publish the outcome; idempotent. `fresh`: the provider was not called before.
 
     Raises:
         TransientError: the outcome is not known yet; it is repeated with the same key.
