@@ -1,4 +1,4 @@
-"""The memory's file and this process's name in it, opened when they are needed and opened anew when they break; it knows no statement.
+"""The memory's file and this process's name in it, opened when needed and opened again after a failure; it must not know SQL.
 
 One thread does all the work: a lock of another process, or a slow disk, must not hold up the event loop.
 """

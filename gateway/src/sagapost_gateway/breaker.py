@@ -74,7 +74,7 @@ class Breaker:
 
 
 class Breakers:
-    """Keeps a failing client's calls back from the order service, and everybody's when calls of several clients fail.
+    """Refuses the calls of a client whose calls fail, and those of all clients when calls of several clients fail.
 
     A client's own breaker opens by its own calls only. The breaker of all counts the failures since the last success of any client, without
     those of the client that has most of them: so what one client does never opens it. While one is open nothing is tried with a caller's
@@ -90,7 +90,7 @@ class Breakers:
 
     @property
     def is_open(self) -> bool:
-        """Whether any client's calls are kept back."""
+        """Whether any client's calls are refused."""
         return self._all.is_open or any(own.is_open for own in self._own.values())
 
     def check(self, client: str) -> None:

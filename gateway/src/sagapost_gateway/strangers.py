@@ -24,7 +24,7 @@ _decode: Final = msgspec.json.Decoder(_Known)
 
 
 class Strangers:
-    """Collects the digests of unknown keys while the order service is asked for the ones before: one question for all of them."""
+    """Collects the digests of unknown keys while a call to the order service is under way, and asks for all of them in the next call."""
 
     def __init__(self, order: upstream.Order) -> None:
         self._order = order
@@ -32,7 +32,7 @@ class Strangers:
         self._asking: asyncio.Task[None] | None = None
 
     async def is_known(self, digest: str) -> bool:
-        """Return whether somebody has the key of this digest.
+        """Return whether the key of this digest exists.
 
         Raises:
             TransientError: it cannot be found out in time.

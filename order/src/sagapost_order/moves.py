@@ -80,7 +80,7 @@ async def on_event(pool: db.Pool, policy: states.Policy, delivery: consuming.Del
 
 
 async def _hear_all(conn: db.Connection, heard: Sequence[_Heard]) -> list[tuple[saga.Step, ...]]:
-    """Hear messages of different sagas: all that only move one are written by one statement, the others one by one."""
+    """Apply messages of different sagas: those that only move a saga are written by one statement, the others one by one."""
     deliveries = [one.delivery for one in heard]
     taken = await saga_queries.take(
         conn,
@@ -154,7 +154,7 @@ async def cancel(pool: db.Pool, policy: states.Policy, order_id: int, client: st
 
 
 async def ask_receipt(pool: db.Pool, policy: states.Policy, saga_id: UUID) -> Permission:
-    """Let the email service send a receipt, if the order stands and none was sent; apply the cancellation that waits for it.
+    """Grant a lease for a receipt, if the order stands and none was reported; apply a cancellation that was noted.
 
     Raises:
         NotFoundError: there is no such saga.

@@ -47,47 +47,47 @@ def amount_equal(saga: domain.Saga, event: Event) -> bool:
 
 
 def leaves_capture(saga: domain.Saga, event: Event) -> bool:
-    """Tell whether more is captured than refunded, with this payment."""
+    """Return whether more is captured than refunded, with this payment counted."""
     return max(saga.captured, event.amount) > saga.refunded
 
 
 def version_seen(saga: domain.Saga, event: Event) -> bool:
-    """Tell whether the payment told of this version, or of a later one, before."""
+    """Return whether an event of this version of the payment, or of a later one, was processed before."""
     return event.payment_version <= saga.payment_version
 
 
 def newer(saga: domain.Saga, event: Event) -> bool:
-    """Tell whether the payment has moved on since it last told of itself."""
+    """Return whether the event's version of the payment is newer than the last one that was processed."""
     return event.payment_version > saga.payment_version
 
 
 def neutral(saga: domain.Saga, _: Event) -> bool:
-    """Tell whether everything captured has been refunded."""
+    """Return whether everything captured has been refunded."""
     return saga.captured == saga.refunded
 
 
 def refunds_all(saga: domain.Saga, event: Event) -> bool:
-    """Tell whether this refund leaves nothing captured; a refund that comes before its capture tells of both."""
+    """Return whether this refund leaves nothing captured; one that comes before its capture counts for both."""
     return max(saga.refunded, event.amount) >= saga.captured
 
 
 def permanent(_: domain.Saga, event: Event) -> bool:
-    """Tell whether whoever failed will not try again."""
+    """Return whether the failure is permanent."""
     return event.permanent
 
 
 def receipt(_: domain.Saga, event: Event) -> bool:
-    """Tell whether the mail is the receipt; no other mail moves a saga."""
+    """Return whether the mail is the receipt; no other mail moves a saga."""
     return event.template == events.RECEIPT
 
 
 def cancellation(_: domain.Saga, event: Event) -> bool:
-    """Tell whether the mail is about the cancellation."""
+    """Return whether the mail is the cancellation mail."""
     return event.template == events.CANCELLATION
 
 
 def untold(saga: domain.Saga, _: Event) -> bool:
-    """Tell whether no cancellation mail was reported so far."""
+    """Return whether no cancellation mail was reported so far."""
     return saga.cancellation_sent_at is None
 
 
@@ -126,7 +126,7 @@ def no_deadline(saga: domain.Saga, _: Event) -> domain.Saga:
 
 
 def attention(code: str) -> Effect:
-    """Make the effect that calls an operator; the first call stands."""
+    """Return the effect that sets `attention`; one that is set already stays."""
 
     def effect(saga: domain.Saga, _: Event) -> domain.Saga:
         return msgspec.structs.replace(saga, attention=saga.attention or code)
@@ -135,7 +135,7 @@ def attention(code: str) -> Effect:
 
 
 def reason(code: str) -> Effect:
-    """Make the effect that says why the order ends; the first reason stands."""
+    """Return the effect that sets the reason why the order ends; one that is set already stays."""
 
     def effect(saga: domain.Saga, _: Event) -> domain.Saga:
         return msgspec.structs.replace(saga, reason=saga.reason or code)

@@ -91,7 +91,7 @@ def routes(pool: db.Pool, policy: states.Policy, watcher: watch.Watch) -> list[A
 
     @litestar.post("/sagas/{saga_id:str}/receipt", status_code=200)
     async def receipt(saga_id: str) -> litestar.Response[bytes]:
-        """Answer the email service, which asks before it sends a receipt and is not sending one: may it begin, and for how long."""
+        """Answer the email service's question before a receipt: whether it may send it, and for how long."""
         return web.json(resources.permission(await moves.ask_receipt(pool, policy, _uuid(saga_id))))
 
     return [saga, followed, sagas, receipt, act]

@@ -34,7 +34,7 @@ _NOTHING_MOVED: Final = {Status.FAILED, Status.VOIDED}
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """How patient we are: calls that may stay unanswered, and seconds until somebody looks at a payment that should have moved on.
+    """Limits of payment: calls that may stay unanswered, and seconds until the sweeper looks at a payment that has not moved.
 
     `call_s`: seconds after which a call that somebody makes for a payment is over, look-ups and all; no look begins earlier.
     """
@@ -186,7 +186,7 @@ def was_asked_before(saga_id: UUID, asked_at: datetime) -> bool:
 
 
 def is_as_asked(payment: Payment, captured: Captured) -> bool:
-    """Tell whether the provider says that it took what it was asked for."""
+    """Return whether the provider says that it took what it was asked for."""
     return (captured.amount, captured.currency) == (payment.amount, payment.currency)
 
 
@@ -196,7 +196,7 @@ def surplus(charges: Sequence[Captured], ours: str, noted: Collection[str]) -> l
 
 
 def left_of(charge: Captured) -> Decimal:
-    """Give what is left of a charge after its refunds."""
+    """Return what is left of a charge after its refunds."""
     return charge.amount - sum((refund.amount for refund in charge.refunds), Decimal(0))
 
 
@@ -208,7 +208,7 @@ def gone_back(charge: Captured) -> Refunded | None:
 
 
 def processed(payment: Payment, captured: Movement) -> events.PaymentProcessed:
-    """Tell of a capture, with the amount that was really taken."""
+    """Return the event for a capture, with the amount that was really taken."""
     return events.PaymentProcessed(
         order_id=payment.order_id,
         saga_id=payment.saga_id,
@@ -224,7 +224,7 @@ def processed(payment: Payment, captured: Movement) -> events.PaymentProcessed:
 
 
 def failed(payment: Payment) -> events.PaymentFailed:
-    """Tell that the provider refused for good."""
+    """Return the event for a charge that the provider refused for good."""
     return events.PaymentFailed(
         order_id=payment.order_id,
         saga_id=payment.saga_id,
@@ -235,7 +235,7 @@ def failed(payment: Payment) -> events.PaymentFailed:
 
 
 def voided(payment: Payment) -> events.PaymentVoided:
-    """Tell that nothing is captured and nothing will be."""
+    """Return the event for a payment of which nothing is captured and nothing will be."""
     return events.PaymentVoided(
         order_id=payment.order_id,
         saga_id=payment.saga_id,
@@ -246,7 +246,7 @@ def voided(payment: Payment) -> events.PaymentVoided:
 
 
 def refunded(payment: Payment, movement: Movement) -> events.PaymentRefunded:
-    """Tell that what was captured went back."""
+    """Return the event for a refund of what was captured."""
     return events.PaymentRefunded(
         order_id=payment.order_id,
         saga_id=payment.saga_id,
@@ -267,7 +267,7 @@ def present(payment: Payment, movement: Movement | None) -> events.Message | Non
 
 
 def refund_failed(payment: Payment, captured: Movement, declined: Declined) -> events.RefundFailed:
-    """Tell that the provider refused to give the money back."""
+    """Return the event for a refund that the provider refused."""
     return events.RefundFailed(
         order_id=payment.order_id,
         saga_id=payment.saga_id,

@@ -58,7 +58,7 @@ class Desk:
         telemetry.log.info("relay.shard_taken", shard=cursor.shard, epoch=cursor.epoch, strikes=cursor.strikes)
 
     def dismiss(self, shard: Shard, reason: str) -> None:
-        """Let a shard go; nothing of it is published or stored any more."""
+        """Drop a shard; nothing of it is published or stored any more."""
         self.shards.pop(shard.number, None)
         for gauge in (metrics.EPOCH, metrics.BACKLOG, metrics.OLDEST):
             with suppress(KeyError):
@@ -75,17 +75,17 @@ class Desk:
         return "no connection to the broker" if time.monotonic() - self._reached_at > STALE_S else None
 
     def note_unserved(self, number: int) -> None:
-        """Note how many shards nobody serves."""
+        """Store how many shards no relay serves."""
         self.unserved = (self.unserved[1], number)
         metrics.UNSERVED.set(number)
 
     def hint(self) -> None:
-        """Take a writer's word that there is something to read."""
+        """Wake the pump: a writer has committed messages."""
         self.hinted_at = time.monotonic()
         self.wake.set()
 
     def landed(self) -> None:
-        """Move every shard over what the broker has answered for."""
+        """Advance the position of every shard past the rows that the broker has answered."""
         any_block = False
         for shard in self.shards.values():
             for block in shard.settle():

@@ -80,7 +80,7 @@ _COUNT: Final = "SELECT state, reason, count(*) FROM outbox_parked GROUP BY stat
 
 
 class Aside(msgspec.Struct, frozen=True, kw_only=True):
-    """One row that cannot go the usual way, and why; `hopeless`: trying it again as it is would be in vain."""
+    """One row that is set aside, and why; `hopeless`: another attempt cannot succeed while the row is as it is."""
 
     row: Row
     reason: Reason
@@ -117,7 +117,7 @@ def unfit(row: Row, keys: re.Pattern[str] | None) -> Aside | None:
 
 
 def refusals(block: Block) -> list[Aside]:
-    """Give the rows of a block that the broker did not take, and why."""
+    """Return the rows of a block that the broker did not take, and why."""
     if block.outcomes.count(Outcome.CONFIRMED) == len(block.rows):
         return []
     return [

@@ -69,11 +69,11 @@ class Shard:
 
     @property
     def careful(self) -> bool:
-        """Whether rows go one by one, because one of the next may be what ends relays."""
+        """Whether rows are sent one by one, because one of the next may be what kills relays."""
         return self._careful > 0
 
     def limit(self, batch: int) -> int:
-        """Give how many rows may be read now; 0: none."""
+        """Return how many rows may be read now; 0: none."""
         if self.leaving or self.not_before > time.monotonic():
             return 0
         if self.careful:
@@ -186,7 +186,7 @@ class Shard:
         del self.aside[: len(aside)]
 
     def excuse(self, now: float) -> None:
-        """Let the time of what is in flight begin anew: the broker takes nothing at present."""
+        """Restart the confirm timeout of what is in flight: the broker is blocked."""
         for flight in self.flights:
             if flight.block is not None:
                 flight.block.sent_at = now

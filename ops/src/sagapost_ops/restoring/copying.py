@@ -1,4 +1,4 @@
-"""Publishes messages again that the other database lost, under their first ids; whoever knows one of them ignores it."""
+"""Publishes messages again that the other database lost, under their first ids; a consumer that has processed one ignores it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final

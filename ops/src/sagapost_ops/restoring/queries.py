@@ -167,7 +167,7 @@ def last_number(order: database.Connection) -> int:
 
 
 def lift(order: database.Connection, number: int) -> None:
-    """Have the next order get a number above `number`."""
+    """Set the sequence so that the next order gets a number above `number`."""
     order.execute(_LIFT, {"number": number})
 
 
