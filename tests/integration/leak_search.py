@@ -11,6 +11,7 @@ from sagapost_chassis import privacy
 from sagapost_sandbox import processes
 
 _ADDRESS: Final = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}")
+_FINGERPRINT: Final = re.compile(r"\b[A-Z][A-Za-z0-9]*(?:Error|Exception|Group)@[a-z_][a-z0-9_]*\.py\b")  # an exception and its file
 _DIGITS: Final = re.compile(r"\d(?:[ -]?\d){12,18}(?![\w.-])")
 _WITHIN: Final = re.compile(r"[\w.-]")  # in front of a number that is part of a word: the hexadecimal digits of a trace id
 
@@ -27,7 +28,11 @@ def leaks(texts: Mapping[str, str], words: Collection[str] = ()) -> list[str]:
 
 def _addresses(text: str) -> set[str]:
     """Find addresses, and look only at lines that can hold one: a run of the whole suite leaves tens of megabytes."""
-    return {address for line in text.split("\n") if "@" in line for address in _ADDRESS.findall(line)} if "@" in text else set()
+    return (
+        {address for line in text.split("\n") if "@" in line for address in _ADDRESS.findall(_FINGERPRINT.sub("", line))}
+        if "@" in text
+        else set()
+    )
 
 
 def _numbers(text: str) -> set[str]:

@@ -41,9 +41,13 @@ def lease_receipt(saga: domain.Saga, event: Event) -> domain.Saga:
     return msgspec.structs.replace(saga, receipt_until=until)
 
 
-def lease_over(saga: domain.Saga, _: Event) -> domain.Saga:
-    """End the receipt's lease."""
-    return msgspec.structs.replace(saga, receipt_until=None)
+def lease_over(saga: domain.Saga, event: Event) -> domain.Saga:
+    """Clear the lease, for no receipt is being sent; a deadline that was put off until its end is due after the usual wait."""
+    due = saga.deadline_at
+    if due is not None and saga.deadline_kind == states.NOTIFY:
+        wait_s = min(event.policy.notify_s * 2.0 ** min(saga.attempts, 30), event.policy.notify_max_s)
+        due = min(due, event.at + timedelta(seconds=wait_s))
+    return msgspec.structs.replace(saga, receipt_until=None, deadline_at=due)
 
 
 def wait_for_receipt(saga: domain.Saga, _: Event) -> domain.Saga:
