@@ -26,6 +26,8 @@ from sagapost_sandbox import packages, ports, postgres, rabbitmq
 from sagapost_sandbox.testing import polling, services
 
 SECRET: Final = "6f0a7c1be94d25e83b"
+INTERNAL: Final = "5d0c82e1b7f94a36d1e0b85f27c4936a"
+CALLER: Final = {"Sagapost-Secret": INTERNAL}
 CART: Final = {"user_id": 1, "user_email": "tls@example.com", "items": [{"product_id": 1, "quantity": 1, "price": "1299.99"}]}
 REASONS: Final = {"ca": "unable to get local issuer certificate", "host": "IP address mismatch"}
 Start = Callable[[str, Mapping[str, str]], services.Service]
@@ -102,7 +104,7 @@ def mailbox_of(secured: Servers, start_service: Start, tmp_path: pathlib.Path) -
 
 
 def _production(*parts: Mapping[str, str]) -> dict[str, str]:
-    found = {"SAGAPOST_ENV": "production"}
+    found = {"SAGAPOST_ENV": "production", "SAGAPOST_INTERNAL_SECRET": INTERNAL}
     for part in parts:
         found |= part
     return found
@@ -138,7 +140,7 @@ def test_a_checkout_passes_every_service_over_tls(
     for service in (order, *others):
         service.wait_ready()
 
-    placed = httpx.post(f"{order.url}/checkout", json=CART, timeout=20).json()
+    placed = httpx.post(f"{order.url}/checkout", json=CART, headers=CALLER, timeout=20).json()
 
     with psycopg.connect(secured.database("payment_user")["SAGAPOST_DATABASE_URL"], autocommit=True) as payments:
         intent = "SELECT status FROM payments WHERE saga_id = %(saga_id)s"
@@ -155,7 +157,8 @@ def test_a_checkout_passes_every_service_over_tls(
         items=(),
     )
     asyncio.run(_say(secured.broker("relay-payment")["SAGAPOST_AMQP_URL"], paid))
-    polling.eventually(lambda: httpx.get(f"{order.url}/sagas/{placed['saga_id']}", timeout=20).json()["state"] == "notified", 20)
+    saga = f"{order.url}/sagas/{placed['saga_id']}"
+    polling.eventually(lambda: httpx.get(saga, headers=CALLER, timeout=20).json()["state"] == "notified", 20)
     assert _receipts(tmp_path, placed["saga_id"]) == 1
     assert not any("fallback" in service.logs() for service in (order, *others))
     assert not any(SECRET in service.logs() for service in (order, *others))
