@@ -40,7 +40,7 @@ SAGAPOST: Final = Contender(
     name="sagapost",
     module=f"{_PEERS}.sagapost",
     note="this project: the relay as it is deployed, one process",
-    schema=(ROOT / "migrations" / "sql" / "outbox_1.sql").read_text(encoding="utf-8"),
+    schema="\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "migrations" / "sql").glob("outbox_*.sql"))),
     fill=f"""
 INSERT INTO outbox (shard, event_id, aggregate, type, routing_key, correlation_id, headers, payload, created_at)
 SELECT (%(shards)s::smallint[])[g %% 100 + 1], gen_random_uuid(), 'order-' || (g %% 100), s.type, {_KEY.format(column="routing_key")},
