@@ -4,7 +4,7 @@ import contextvars
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import msgspec
 
@@ -54,5 +54,7 @@ def _answer(one: Asked, payment: domain.Payment, moved: Mapping[UUID, domain.Mov
     message = domain.present(payment, moved.get(payment.saga_id))
     if message is None:
         return None
-    made = partial(outbox.row, message, source=SOURCE, causation_id=str(one.delivery.message_id), message_id=payment.told_id)
+    # a payment that was voided before its order came has no such id: each repetition of one message gets the same one
+    message_id = payment.told_id or uuid5(one.delivery.message_id, type(message).__name__)
+    made = partial(outbox.row, message, source=SOURCE, causation_id=str(one.delivery.message_id), message_id=message_id)
     return one.context.run(made)
