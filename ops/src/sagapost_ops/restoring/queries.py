@@ -53,9 +53,9 @@ WITH placed AS (
       FROM jsonb_array_elements(%(items)s) WITH ORDINALITY AS l (item, line)
 ), begun AS (
     INSERT INTO sagas (id, order_id, state, version, amount, currency, reason, deadline_at, deadline_kind, pay_before, created_at,
-                       updated_at)
+                       updated_at, told_xid)
     VALUES (%(saga_id)s, %(number)s, 'compensating', 2, %(amount)s, %(currency)s, 'operator', now(), 'compensate', %(pay_before)s,
-            %(created_at)s, now())
+            %(created_at)s, now(), NULL)
 )
 INSERT INTO saga_history (saga_id, seq, from_state, to_state, event, outcome, message_id, source, actor, reason, facts, at)
 SELECT %(saga_id)s, h.seq, h.from_state, h.to_state, h.event, 'applied', CASE h.seq WHEN 1 THEN gen_random_uuid() END,
