@@ -11,7 +11,7 @@ from sagapost_chassis import privacy
 from sagapost_sandbox import processes
 
 _ADDRESS: Final = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}")
-_FINGERPRINT: Final = re.compile(r"\b[A-Z][A-Za-z0-9]*(?:Error|Exception|Group)@[a-z_][a-z0-9_]*\.py\b")  # an exception and its file
+_FINGERPRINT: Final = re.compile(r"\b[A-Z][A-Za-z0-9]*@[a-z_][a-z0-9_]*\.py\b")  # an exception and its file: CheckViolation@queries.py
 _DIGITS: Final = re.compile(r"\d(?:[ -]?\d){12,18}(?![\w.-])")
 _WITHIN: Final = re.compile(r"[\w.-]")  # in front of a number that is part of a word: the hexadecimal digits of a trace id
 
