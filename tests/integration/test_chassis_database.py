@@ -10,9 +10,8 @@ import psycopg
 import pytest
 import structlog
 from opentelemetry.trace import SpanKind
-from psycopg import conninfo, sql
 
-from sagapost_chassis import db, errors, ids, inbox, outbox, settings, telemetry
+from sagapost_chassis import db, errors, ids, inbox, outbox, telemetry
 from sagapost_contracts import events
 from sagapost_sandbox.testing import polling, servers
 
@@ -181,21 +180,3 @@ async def test_a_pool_comes_back_after_the_server_was_killed(private_databases: 
                 return False
 
         assert await polling.eventually(answers, 20)
-
-
-async def test_a_session_that_cannot_be_relied_on_is_refused(order_db: str) -> None:
-    """A role whose commits a crash may take back, at the start and while its pool is open, and a session without its time limits."""
-    name = sql.Identifier(str(conninfo.conninfo_to_dict(order_db)["dbname"]))
-    async with await psycopg.AsyncConnection.connect(order_db, autocommit=True) as admin:
-        await admin.execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = off").format(name))
-        with pytest.raises(settings.CannotStartError, match="synchronous_commit is off for the role"):
-            await db.require(order_db, "test")
-        async with db.open_pool(order_db, "test") as pool:
-            with pytest.raises(db.UnavailableError):
-                async with db.connection(pool):
-                    pass
-        await admin.execute(sql.SQL("ALTER DATABASE {} RESET synchronous_commit").format(name))
-        await db.require(order_db, "test")
-
-    async with await db.Connection.connect(order_db, autocommit=True) as without_options:
-        assert "is not in force for this session" in await db.fault(without_options)

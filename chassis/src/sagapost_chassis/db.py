@@ -15,21 +15,17 @@ import psycopg
 import psycopg_pool
 from psycopg import conninfo
 
-from sagapost_chassis import errors, settings, telemetry
+from sagapost_chassis import errors, sessions, settings, telemetry
 
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
 
-# serialization failure, deadlock, lock not available, cancelled or shut down, connection lost
-_RETRYABLE: Final = ("40001", "40P01", "55P03", "57P0", "57014", "08", "53300")
+# serialization failure, deadlock, lock not available, statement cancelled: the work itself may be the cause
+_CROSSED: Final = ("40001", "40P01", "55P03", "57014")
+# shut down or starting, connection lost, no room or memory or connection left, input or output failed, a server that is read-only, a
+# session that its time limits ended: the server is the cause
+_AWAY: Final = ("57P0", "08", "53", "58", "25006", "25P03", "25P04")
 _TIMEOUTS: Final = "-c statement_timeout=10000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=30000"
-# what every transaction relies on, and a role or a pooler can take away
-_RELIED_ON: Final = """
-SELECT current_setting('synchronous_commit'), current_setting('synchronous_standby_names') <> '',
-       '0' IN (current_setting('statement_timeout'), current_setting('lock_timeout'),
-               current_setting('idle_in_transaction_session_timeout')),
-       current_user
-"""
 # Two at a time: one runs its statements while the other waits for its commit. Of the pool's ten connections the rest is for requests.
 COMMITTERS: Final = 2
 GROUP_MAX: Final = 64
@@ -97,11 +93,17 @@ class _Unit(Generic[T]):
 
 
 class UnavailableError(errors.TransientError):
-    """The database does not answer, or every connection is taken."""
+    """The database does not answer, or every connection is taken; counted when the work itself may be the cause, such as a deadlock."""
+
+    def __init__(self, detail: str, *, counted: bool = False) -> None:
+        super().__init__(detail, counted=counted)
 
 
 class CommitUnknownError(errors.TransientError):
     """The connection broke during COMMIT: the transaction may or may not have happened."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, counted=False)
 
 
 def dsn_of(url: str, name: str) -> str:
@@ -162,27 +164,10 @@ async def _rely_on(conn: Connection) -> None:
         psycopg.OperationalError: the session is of no use; the pool tries another one.
 
     """
-    wrong = await fault(conn)
+    wrong = await sessions.fault(conn)
     if wrong:
         telemetry.log.error("database.refused", reason=wrong)
         raise psycopg.OperationalError(wrong)
-
-
-async def fault(conn: Connection) -> str:
-    """Return what is wrong with a session, in a sentence that says what to do; empty when it may be relied on."""
-    asked = await (await conn.execute(_RELIED_ON, prepare=False)).fetchone()
-    level, replicated, unbounded, role = asked if asked is not None else ("", False, False, "")
-    if level == "off" or (level == "local" and replicated):
-        return (
-            f"synchronous_commit is {level} for the role {role}, so that an order that was answered could be lost with the server; "
-            "set it to on (ALTER ROLE or ALTER DATABASE … RESET synchronous_commit)"
-        )
-    if unbounded:
-        return (
-            "statement_timeout, lock_timeout or idle_in_transaction_session_timeout is not in force for this session; connect without a "
-            "pooler that ignores startup parameters, or set them for the role"
-        )
-    return ""
 
 
 async def _note_return(conn: Connection) -> None:
@@ -205,14 +190,15 @@ async def require(url: str, name: str) -> None:
 
     """
     try:
-        async with await Connection.connect(dsn_of(url, name)) as conn:
-            wrong = await fault(conn)
-    except psycopg.OperationalError as exc:
+        dsn = dsn_of(url, name)
+        async with await Connection.connect(dsn, autocommit=True, prepare_threshold=None) as conn:
+            wrong = await sessions.fault(conn) or await sessions.pooler_fault(conn, dsn)
+    except psycopg.Error as exc:
         reason = str(exc).strip().splitlines()[0].removeprefix("connection failed: ")
-        raise settings.CannotStartError(
-            f"the database at {settings.without_password(url)} cannot be used: {reason}; "
-            "start it (./sagapost up) or correct SAGAPOST_DATABASE_URL"
-        ) from exc
+        what = "start it (./sagapost up) or correct SAGAPOST_DATABASE_URL"
+        if "startup parameter" in reason or "pooling mode" in reason:
+            what = "connect without the pooler, or let it use session mode and pass options on"
+        raise settings.CannotStartError(f"the database at {settings.without_password(url)} cannot be used: {reason}; {what}") from exc
     if wrong:
         raise settings.CannotStartError(f"the database at {settings.without_password(url)} cannot be used: {wrong}")
 
@@ -233,7 +219,8 @@ async def connection(pool: Pool) -> AsyncGenerator[Connection]:
     except psycopg.Error as exc:
         if not is_retryable(exc):
             raise
-        raise UnavailableError(f"the database gave up: {type(exc).__name__}") from exc
+        crossed = (exc.sqlstate or "").startswith(_CROSSED)
+        raise UnavailableError(f"the database gave up: {type(exc).__name__}", counted=crossed) from exc
 
 
 @asynccontextmanager
@@ -350,7 +337,7 @@ def is_retryable(exc: psycopg.Error) -> bool:
     state = exc.sqlstate
     if state is None:
         return isinstance(exc, (psycopg.OperationalError, psycopg.InterfaceError))
-    return state.startswith(_RETRYABLE)
+    return state.startswith(_CROSSED + _AWAY)
 
 
 def struct_row(cls: type[S]) -> Callable[[psycopg.AsyncCursor[Any]], Callable[[Sequence[Any]], S]]:

@@ -130,7 +130,10 @@ class UnknownProductError(errors.DomainError):
 
 
 class NotStoredError(errors.TransientError):
-    """The connection broke during COMMIT and the order is not there: nothing happened."""
+    """The connection broke during COMMIT and the order is not there: nothing happened. It costs no attempt."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, counted=False)
 
 
 class SagaMissingError(errors.TransientError):

@@ -35,7 +35,7 @@ async def capture(
         outcome, _ = await _charge(pool, psp, payment)
     if isinstance(outcome, domain.Unknown):
         # no charge now does not mean none ever: the next delivery asks again before it repeats the call or gives up
-        raise errors.OutcomeUnknownError(outcome.cause)
+        raise errors.OutcomeUnknownError(outcome.cause, counted=outcome.may_be_ours)
     return outcome
 
 

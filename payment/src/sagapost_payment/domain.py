@@ -107,12 +107,14 @@ class Unknown(msgspec.Struct, frozen=True, kw_only=True):
     """The provider may have acted; `unanswered` when it let the time pass or said nothing that can be read.
 
     `is_error`: it answered with an error of its own. `is_kept`: it said that this answer is the one it keeps under the key.
+    `may_be_ours`: it may have answered like this because of what was asked.
     """
 
     cause: str
     unanswered: bool
     is_error: bool = False
     is_kept: bool = False
+    may_be_ours: bool = False
 
 
 class GivenUp(msgspec.Struct, frozen=True, kw_only=True):

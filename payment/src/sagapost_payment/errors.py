@@ -13,11 +13,20 @@ from sagapost_chassis import errors
 
 
 class ProviderUnavailableError(errors.TransientError):
-    """The provider cannot be asked right now; nothing that it would act on has reached it."""
+    """The provider cannot be asked right now; nothing that it would act on has reached it.
+
+    It costs no attempt, unless the provider may have answered like this because of what was asked (`counted`).
+    """
+
+    def __init__(self, detail: str, *, counted: bool = False) -> None:
+        super().__init__(detail, counted=counted)
 
 
 class OutcomeUnknownError(errors.TransientError):
-    """A call's outcome is not known; the same call with the same key follows."""
+    """A call's outcome is not known; the same call with the same key follows.
+
+    It costs no attempt (`counted=False`) when the provider was too slow, gone or busy: every other call would have met the same.
+    """
 
 
 class StalePaymentError(errors.TransientError):

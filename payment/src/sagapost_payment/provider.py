@@ -22,6 +22,7 @@ LOOKUP_TIMEOUT_S: Final = 5  # with one call before it still inside the drain of
 _REFUSALS: Final = frozenset({400, 402, 404, 410, 422})
 _REPLAYED: Final = "Idempotent-Replayed"
 _OUR_FAULT: Final = frozenset({401, 403, 405})
+_BUSY: Final = frozenset({408, 425, 429, 502, 503, 504})  # any other request would have been answered like this
 
 
 class Provider(Protocol):
@@ -177,10 +178,12 @@ class HttpProvider:
             ) as response:
                 answer = await _read(response)
             if answer.status != 200:
-                raise errors.ProviderUnavailableError(f"the look-up was answered with {answer.status}")
+                refused = answer.status in _REFUSALS
+                raise errors.ProviderUnavailableError(f"the look-up was answered with {answer.status}", counted=refused)
             return [_captured(charge, reference) for charge in _CHARGES.decode(answer.body).charges if charge.status == "succeeded"]
         except (aiohttp.ClientError, OSError, *_UNREADABLE) as exc:
-            raise errors.ProviderUnavailableError(f"the look-up failed: {type(exc).__name__}: {exc}") from exc
+            unreadable = isinstance(exc, _UNREADABLE)
+            raise errors.ProviderUnavailableError(f"the look-up failed: {type(exc).__name__}: {exc}", counted=unreadable) from exc
 
     async def _post(self, path: str, key: str, body: Mapping[str, str]) -> _Answer | domain.Unknown:
         try:
@@ -193,7 +196,7 @@ class HttpProvider:
         except TimeoutError:
             return domain.Unknown(cause="no answer in time", unanswered=True)
         except ValueError as exc:
-            return domain.Unknown(cause=f"an answer that cannot be read: {exc}", unanswered=True)
+            return domain.Unknown(cause=f"an answer that cannot be read: {exc}", unanswered=True, may_be_ours=True)
         except (aiohttp.ClientError, OSError) as exc:
             return domain.Unknown(cause=f"the connection broke: {type(exc).__name__}", unanswered=False)
         if answer.status in _OUR_FAULT:
@@ -201,7 +204,11 @@ class HttpProvider:
         if answer.status >= 300 and answer.status not in _REFUSALS:
             is_error = answer.status >= 500
             return domain.Unknown(
-                cause=f"answered with {answer.status}", unanswered=False, is_error=is_error, is_kept=is_error and answer.is_replayed
+                cause=f"answered with {answer.status}",
+                unanswered=False,
+                is_error=is_error,
+                is_kept=is_error and answer.is_replayed,
+                may_be_ours=answer.status not in _BUSY,
             )
         return answer
 
@@ -254,4 +261,5 @@ def _text(theirs: str, length: int) -> str:
 
 
 def _unreadable(answer: _Answer, exc: Exception) -> domain.Unknown:
-    return domain.Unknown(cause=f"an answer ({answer.status}) that cannot be read: {type(exc).__name__}", unanswered=True)
+    cause = f"an answer ({answer.status}) that cannot be read: {type(exc).__name__}"
+    return domain.Unknown(cause=cause, unanswered=True, may_be_ours=True)

@@ -48,7 +48,7 @@ async def _claimed(terms: domain.Terms) -> AsyncGenerator[None]:
         async with asyncio.timeout(terms.call_s):
             yield
     except TimeoutError as exc:
-        raise errors.OutcomeUnknownError(f"not done within {terms.call_s:g} s") from exc
+        raise errors.OutcomeUnknownError(f"not done within {terms.call_s:g} s", counted=False) from exc
 
 
 async def _reconcile(pool: db.Pool, psp: provider.Provider, payment: domain.Payment, terms: domain.Terms) -> domain.Payment:

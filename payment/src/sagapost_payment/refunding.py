@@ -24,7 +24,7 @@ async def give_back(
     outcome = await _refund(psp, payment, captured, fresh=fresh)
     if isinstance(outcome, domain.Unknown):
         await _give_up_kept_key(pool, payment, outcome)
-        raise errors.OutcomeUnknownError(outcome.cause)
+        raise errors.OutcomeUnknownError(outcome.cause, counted=outcome.may_be_ours)
     await crashpoints.crashpoint("payment.after_refund")
     async with db.transaction(pool) as conn:
         payment = await queries.lock(conn, payment.saga_id)
