@@ -32,7 +32,7 @@ SHORT_LADDER: Final = {
     "payment": ONE_STEP,
     "email": ONE_STEP,
 }
-pytestmark = pytest.mark.timeout(240 + 15 * KILLS)
+pytestmark = pytest.mark.timeout(400 + 15 * KILLS)
 
 
 @pytest.fixture
@@ -119,12 +119,12 @@ def test_a_replay_killed_at_random_points_brings_every_saga_to_its_end(short_sta
     known = short_stack.known
     with _broken(known.payment_database_url, "payments", "amount < 0"):
         orders = [short_stack.checkout()[1] for _ in range(ORDERS)]
-        polling.eventually(lambda: _all_dead(short_stack, topology.PAYMENT_QUEUE), 90)
+        polling.eventually(lambda: _all_dead(short_stack, topology.PAYMENT_QUEUE), 150)
     saga_ids = [order["saga_id"] for order in orders]
 
     with _broken(known.order_database_url, "sagas", "state <> 'paid'"):
         _killed_again_and_again(short_stack, topology.PAYMENT_QUEUE, dice)
-        polling.eventually(lambda: _all_dead(short_stack, topology.ORDER_QUEUE), 90)
+        polling.eventually(lambda: _all_dead(short_stack, topology.ORDER_QUEUE), 150)
     _killed_again_and_again(short_stack, topology.ORDER_QUEUE, dice)
 
     for saga_id in saga_ids:

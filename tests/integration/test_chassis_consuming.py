@@ -26,6 +26,7 @@ from sagapost_sandbox.testing import polling, proxy, servers
 
 pytestmark = pytest.mark.anyio
 QUEUE = topology.PAYMENT_QUEUE
+OWN = (topology.retry_exchange(QUEUE), topology.dead_letter_exchange(QUEUE))  # its exchanges
 
 
 def _sealed(order_id: int = 7) -> envelope.Envelope:
@@ -496,7 +497,7 @@ async def test_a_consumer_that_the_broker_forgot_consumes_anew(vhost: str) -> No
         await task
 
 
-@pytest.mark.parametrize("name", [topology.EXCHANGE, topology.DEAD_LETTER_EXCHANGE, QUEUE])
+@pytest.mark.parametrize("name", [topology.EXCHANGE, topology.DEAD_LETTER_EXCHANGE, *OWN, QUEUE])
 async def test_readiness_names_what_the_broker_lacks(name: str, vhost: str) -> None:
     """An exchange or the queue is deleted at run time: readiness names it, and is right again when it is declared again."""
 

@@ -36,7 +36,7 @@ def _dead(vhost: str) -> int:
 
 
 def _failures(service: services.Service) -> list[dict[str, Any]]:
-    return [line for line in service.lines() if line["event"] == "message.handled" and line["outcome"].startswith("retry_in")]
+    return [line for line in service.lines() if line["event"] == "message.handled" and str(line["outcome"]).startswith("retry_in")]
 
 
 def test_a_database_that_is_away_costs_no_attempt(

@@ -164,7 +164,8 @@ class Consumer:
 
     async def _watch(self, connection: abc.AbstractConnection) -> None:
         """Keep the metric of an alarm true, and ask the broker whether what this consumer relies on is there."""
-        broker = asking.Asking(connection, self._queue, (topology.EXCHANGE, topology.DEAD_LETTER_EXCHANGE), self._believes)
+        own = topology.retry_exchange(self._queue), topology.dead_letter_exchange(self._queue)
+        broker = asking.Asking(connection, self._queue, (topology.EXCHANGE, topology.DEAD_LETTER_EXCHANGE, *own), self._believes)
         asked_at = time.monotonic()
         while not self._broken.is_set():
             await self._publisher.flows()
