@@ -3,15 +3,18 @@
 import pathlib
 import socket
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 
 import psycopg
 import pytest
 from integration import state_folder
 
-from sagapost_ops import cli, errors, own_stack, targets
+from sagapost_ops import cli, errors, own_stack, probes, targets
+from sagapost_sandbox.testing import polling, services
 
 STORIES = (["demo", "happy"], ["demo", "poison"], ["demo", "cancel"], ["load", "--rps", "1", "--for", "1"])
+SECRET = "5d0c82e1b7f94a36d1e0b85f27c4936a"
+StartService = Callable[[str, Mapping[str, str]], services.Service]
 CHAOS = ["chaos", "--checkouts", "1", "--kills", "1", "--port-offset", "38000"]
 PICTURE = """
 SELECT (SELECT array_agg(conname::text ORDER BY conname) FROM pg_constraint WHERE conrelid = 'payments'::regclass),
@@ -82,6 +85,25 @@ def test_a_stack_in_production_mode_is_refused(
     code, said = _call(monkeypatch, capsys, arguments)
 
     assert (code, "the running stack is in production mode" in said) == (2, True)
+
+
+@pytest.mark.parametrize(("mode", "is_refused"), [("production", True), ("development", False)])
+def test_the_mode_is_what_the_running_gateway_says(
+    *, start_service: StartService, mode: str, is_refused: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real gateway serves production although neither the caller's environment nor the state file says so: it is asked, and refused."""
+    gateway = start_service("gateway", {"SAGAPOST_ENV": mode, "SAGAPOST_PAGE_PORT": "0", "SAGAPOST_INTERNAL_SECRET": SECRET})
+    polling.eventually(lambda: probes.mode(gateway.port) == mode, 20)
+    state_folder.write(tmp_path / "state", targets.Targets(gateway_url=gateway.url), monkeypatch)
+
+    refused = ""
+    try:
+        own_stack.find("demo", 0)
+    except errors.UnfitError as exc:
+        refused = exc.message
+
+    assert ("the running stack is in production mode" in refused) == is_refused
+    assert bool(refused) == is_refused
 
 
 @pytest.mark.parametrize("arguments", STORIES, ids=" ".join)
