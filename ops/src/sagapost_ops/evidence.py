@@ -3,14 +3,18 @@
 import asyncio
 import concurrent.futures
 import contextlib
-from collections.abc import Generator
+import itertools
+from collections import defaultdict
+from collections.abc import Generator, Iterable, Iterator
+from datetime import datetime
 from decimal import Decimal
 from functools import cached_property
-from typing import Final, LiteralString
+from typing import Final, LiteralString, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 from uuid import UUID
 
 import msgspec
+import psycopg
 from aio_pika import exceptions
 from psycopg import sql
 
@@ -20,98 +24,19 @@ from sagapost_ops import client, database, errors, targets
 from sagapost_sandbox import errors as sandbox_errors
 from sagapost_sandbox import management
 
+T = TypeVar("T")
+
+PAGE: Final = 2000  # how many sagas, orders or messages are held at a time
+PATIENCE_S: Final = 600  # for one statement
 _PAGE: Final = 1000
-_SAGAS: Final = """
-SELECT s.id, s.order_id, s.state, s.captured, s.refunded, s.notified_at IS NOT NULL AS is_notified,
-       s.cancellation_sent_at IS NOT NULL AS is_told, o.total_amount AS total, o.currency, o.user_email, o.status
-  FROM sagas AS s JOIN orders AS o ON o.id = s.order_id
-"""
-_KEYS: Final = "SELECT client, key, order_id, location, body FROM idempotency_keys"
-# what an operator says that he gave back is what the saga knows of refunds after his row and did not know before
-_BY_HAND: Final = """
-SELECT saga_id, sum(refunded - before) AS amount
-  FROM (SELECT saga_id, event, (facts ->> 'refunded')::numeric AS refunded,
-               lag((facts ->> 'refunded')::numeric, 1, 0) OVER (PARTITION BY saga_id ORDER BY seq) AS before
-          FROM saga_history WHERE saga_id IN (SELECT saga_id FROM saga_history WHERE event = 'OperatorMarkRefunded')) AS h
- WHERE event = 'OperatorMarkRefunded' GROUP BY saga_id
-"""
-_PAYMENTS: Final = """
-SELECT order_id, saga_id, status, amount, currency, transaction_id, code, cancel_requested_at IS NOT NULL AS is_cancelled FROM payments
-"""
-_DUPLICATES: Final = """
-SELECT order_id, saga_id, transaction_id, amount, currency, refund_id FROM duplicate_charges
-"""
-_LEDGER: Final = """
-SELECT order_id, saga_id, kind, amount, currency, transaction_id FROM ledger
-"""
-
-
-class Saga(msgspec.Struct, frozen=True, kw_only=True):
-    """A saga with what matters of its order; `is_notified` and `is_told` when its receipt or its cancellation mail was reported."""
-
-    id: UUID
-    order_id: int
-    state: str
-    captured: Decimal
-    refunded: Decimal
-    is_notified: bool
-    is_told: bool
-    total: Decimal
-    currency: str
-    user_email: str
-    status: str
-
-
-class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """An idempotency key with the answer that is kept for it."""
-
-    client: str
-    key: str
-    order_id: int
-    location: str
-    body: bytes
-
-
-class Hand(msgspec.Struct, frozen=True, kw_only=True):
-    """Money of a saga that an operator gave back by hand, outside the provider."""
-
-    saga_id: UUID
-    amount: Decimal
-
-
-class Payment(msgspec.Struct, frozen=True, kw_only=True):
-    """A payment's row; `is_cancelled` when a cancellation was noted while its call was under way."""
-
-    order_id: int
-    saga_id: UUID
-    status: str
-    amount: Decimal
-    currency: str
-    transaction_id: str | None
-    code: str | None
-    is_cancelled: bool
-
-
-class Duplicate(msgspec.Struct, frozen=True, kw_only=True):
-    """A charge that nobody asked for and that went back, as payment noted it."""
-
-    order_id: int
-    saga_id: UUID
-    transaction_id: str
-    amount: Decimal
-    currency: str
-    refund_id: str
-
-
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of our own ledger."""
-
-    order_id: int
-    saga_id: UUID
-    kind: str
-    amount: Decimal
-    currency: str
-    transaction_id: str
+# what is looked at: what changed then or later, and what has not ended, however old it is
+LOOKED_AT: Final = sql.SQL(
+    "(s.updated_at >= %(since)s::timestamptz OR s.deadline_at IS NOT NULL OR s.state NOT IN ('notified', 'compensated'))"
+)
+PAID_SINCE: Final = sql.SQL("(p.updated_at >= %(since)s::timestamptz OR p.status IN ('processing', 'refunding'))")
+_SAGAS: Final = sql.SQL("SELECT count(*) FROM sagas AS s WHERE {looked_at}").format(looked_at=LOOKED_AT)
+_PAYMENTS: Final = sql.SQL("SELECT count(*) FROM payments AS p WHERE {paid_since}").format(paid_since=PAID_SINCE)
+_EXIST: Final = "SELECT id FROM sagas WHERE id = ANY(%(ids)s::uuid[])"
 
 
 class Movement(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +61,7 @@ class Mail(msgspec.Struct, frozen=True, kw_only=True):
     id: str = msgspec.field(name="ID")
     message_id: str = msgspec.field(name="MessageID")
     to: tuple[Recipient, ...] = msgspec.field(name="To")
+    created: datetime = msgspec.field(name="Created")
 
     @property
     def template(self) -> str:
@@ -170,63 +96,75 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Evidence:
-    """Everything one evaluation looks at; each source is read once, when it is first asked for."""
+    """Where both databases, the broker, the provider and the mail server are, and since when an order must have changed to be looked at.
 
-    def __init__(self, order: database.Connection, payment: database.Connection, where: targets.Targets) -> None:
+    Nothing here grows with the orders but what the sandbox's provider and mailbox say, each of which is read once.
+    """
+
+    def __init__(
+        self, order: database.Connection, payment: database.Connection, where: targets.Targets, since: datetime | None = None
+    ) -> None:
         self.order = order
         self.payment = payment
+        self.since = since
         self._where = where
 
-    @cached_property
-    def sagas(self) -> dict[UUID, Saga]:
-        """All sagas by id."""
-        return {row.id: row for row in database.rows(self.order, _SAGAS, Saga)}
+    def sentences(self, conn: database.Connection, query: LiteralString | sql.Composed, **values: object) -> list[str]:
+        """Run a query whose rows are one sentence each; `%(since)s` is -infinity for everything."""
+        return [str(row[0]) for row in conn.execute(query, self.values(**values))]
+
+    def count(self, conn: database.Connection, query: LiteralString | sql.Composed, **values: object) -> int:
+        """Run a query that counts."""
+        row = conn.execute(query, self.values(**values)).fetchone()
+        return int(row[0]) if row else 0
+
+    def values(self, **values: object) -> dict[str, object]:
+        """Return the parameters of a query, with `since`."""
+        return {"since": self.since or "-infinity", **values}
 
     @cached_property
-    def keys(self) -> list[Key]:
-        """All idempotency keys that have an answer."""
-        return database.rows(self.order, _KEYS, Key)
+    def sagas(self) -> int:
+        """Count the sagas that changed since, or have not ended."""
+        return self.count(self.order, _SAGAS)
 
     @cached_property
-    def by_hand(self) -> dict[UUID, Decimal]:
-        """Give what operators gave back by hand, by saga."""
-        return {row.saga_id: row.amount for row in database.rows(self.order, _BY_HAND, Hand)}
+    def payments(self) -> int:
+        """Count the payments that changed since, or are under way."""
+        return self.count(self.payment, _PAYMENTS)
+
+    def existing(self, ids: Iterable[UUID]) -> set[UUID]:
+        """Return those that are sagas, asked for a page at a time."""
+        found: set[UUID] = set()
+        for page in pages(ids):
+            found.update(row[0] for row in self.order.execute(_EXIST, {"ids": page}))
+        return found
 
     @cached_property
-    def payments(self) -> list[Payment]:
-        """All payments."""
-        return database.rows(self.payment, _PAYMENTS, Payment)
-
-    @cached_property
-    def ledger(self) -> list[Entry]:
-        """Our own ledger."""
-        return database.rows(self.payment, _LEDGER, Entry)
-
-    @cached_property
-    def duplicates(self) -> list[Duplicate]:
-        """Give the charges that payment noted as surplus."""
-        return database.rows(self.payment, _DUPLICATES, Duplicate)
-
-    @cached_property
-    def movements(self) -> list[Movement] | None:
-        """Give the provider's ledger; None when it is not the sandbox's."""
+    def movements(self) -> dict[str, list[Movement]] | None:
+        """The provider's ledger by saga; None when it is not the sandbox's."""
         if self._where.provider_url is None:
             return None
+        found: dict[str, list[Movement]] = defaultdict(list)
         with client.Client(self._where.provider_url) as provider:
-            return provider.get("/v1/ledger", list[Movement])
+            for movement in provider.get("/v1/ledger", list[Movement]):
+                found[movement.reference].append(movement)
+        return dict(found)
 
     @cached_property
-    def mails(self) -> list[Mail] | None:
-        """All accepted mails; None when the mail server cannot be asked."""
+    def mails(self) -> dict[str, list[Mail]] | None:
+        """All accepted mails by saga, the newest first; None when the mail server cannot be asked."""
         if self._where.mailbox_url is None:
             return None
-        found: list[Mail] = []
+        found: dict[str, list[Mail]] = defaultdict(list)
+        read = 0
         with client.Client(self._where.mailbox_url) as mailbox:
             while True:
-                page = mailbox.get(f"/api/v1/messages?start={len(found)}&limit={_PAGE}", Mails)
-                found.extend(page.messages)
-                if not page.messages or len(found) >= page.total:
-                    return found
+                page = mailbox.get(f"/api/v1/messages?start={read}&limit={_PAGE}", Mails)
+                for mail in page.messages:
+                    found[mail.saga_id].append(mail)
+                read += len(page.messages)
+                if not page.messages or read >= page.total:
+                    return dict(found)
 
     def texts(self, mails: list[Mail]) -> Generator[tuple[Mail, str]]:
         """Read the plain text of each mail."""
@@ -294,28 +232,28 @@ async def _queues(url: str) -> dict[str, Queue]:
     return found
 
 
-def sentences(conn: database.Connection, query: LiteralString | sql.Composed) -> list[str]:
-    """Run a query whose rows are one sentence each."""
-    return [str(row[0]) for row in conn.execute(query)]
-
-
-def count(conn: database.Connection, query: LiteralString | sql.Composed) -> int:
-    """Run a query that counts."""
-    row = conn.execute(query).fetchone()
-    return int(row[0]) if row else 0
+def pages(items: Iterable[T]) -> Iterator[list[T]]:
+    """Return the items `PAGE` at a time."""
+    left = iter(items)
+    while page := list(itertools.islice(left, PAGE)):
+        yield page
 
 
 @contextlib.contextmanager
-def gathered(where: targets.Targets) -> Generator[Evidence]:
+def gathered(where: targets.Targets, since: datetime | None = None) -> Generator[Evidence]:
     """Open both databases, read-only, for one evaluation.
 
     Raises:
         UnfitError: one cannot be used.
+        FailedError: a statement took longer than `PATIENCE_S`, or a database went away in the middle.
 
     """
     with contextlib.ExitStack() as stack:
         order, payment = (
-            stack.enter_context(contextlib.closing(database.connect(targets.need(where, field), "sagapost-verify")))
+            stack.enter_context(contextlib.closing(database.connect(targets.need(where, field), "sagapost-verify", patience_s=PATIENCE_S)))
             for field in ("order_database_url", "payment_database_url")
         )
-        yield Evidence(order, payment, where)
+        try:
+            yield Evidence(order, payment, where, since)
+        except psycopg.OperationalError as exc:
+            raise errors.FailedError(f"a database gave up ({str(exc).splitlines()[0]}); with --since less is looked at") from exc

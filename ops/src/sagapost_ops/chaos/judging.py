@@ -8,8 +8,9 @@ from typing import Final
 
 import msgspec
 
-from sagapost_ops import client, evidence, targets
+from sagapost_ops import client, evidence, parts, targets
 from sagapost_ops.chaos import rig
+from sagapost_ops.invariants import orders
 from sagapost_ops.load import journal
 
 # No process of ours has imported what it needs sooner, so that it sends nothing before: a mail that is accepted within this time of a start
@@ -61,9 +62,10 @@ def judge(where: targets.Targets, lines: Sequence[journal.Line], lives: Sequence
     """
     told = _told(lines)
     with evidence.gathered(where) as found:
-        keys = {key.key: key.order_id for key in found.keys}
-        sagas = {str(saga.id): saga for saga in found.sagas.values()}
-        charges, refunds = (_surplus(found.movements or (), kind) for kind in ("charge", "refund"))
+        keys = {key.key: key.order_id for key in orders.keys(found)}
+        sagas = {str(saga.id): saga for part in parts.walk(found) for saga in part.sagas.values()}
+        movements = list(itertools.chain.from_iterable((found.movements or {}).values()))
+        charges, refunds = (_surplus(movements, kind) for kind in ("charge", "refund"))
     lost: list[str] = []
     contradicted = [f"{key} was answered with {len(answers)} orders" for key, answers in told.items() if len(answers) > 1]
     for key, answers in told.items():

@@ -1,11 +1,17 @@
 """`verify`: proves over all the books that no order was lost, doubled or forgotten."""
 
+import time
+from datetime import datetime
+from typing import Final
+
 import rich_click as click
 from rich.text import Text
 
 from sagapost_ops import screen, targets, verify
-from sagapost_ops.commands import options
+from sagapost_ops.commands import dlq_options, options
 from sagapost_ops.invariants.outcome import Expectations
+
+_EVERY_S: Final = 5.0
 
 
 @click.command(
@@ -14,6 +20,11 @@ from sagapost_ops.invariants.outcome import Expectations
     Every order has one saga, every saga has ended, the money that moved is that of the live orders, one receipt each,
     histories without gaps, nothing unpublished, nothing left in a queue. Exit code 0 only when all of it holds.
     What an operator did by hand counts as he wrote it down: a receipt that was waived, money that was given back elsewhere.
+
+    --since 2h, or --since 2026-11-22T10:30:00Z, looks only at orders that changed then or later and at those that have not ended, and says
+    what it did not look at. Orders are read 2,000 at a time: however many there are, they need about 10 MB; what the sandbox's provider and
+    mailbox hold is read whole, 1 KB for each movement and mail. Time grows with the orders that are looked at, and a statement may take
+    ten minutes: on a large database use --since for what changed since the last look.
 
     What was published leaves the outbox after a while. What only those rows could tell of an older order is not judged, and counted.
 
@@ -24,6 +35,7 @@ from sagapost_ops.invariants.outcome import Expectations
     \b
     ./sagapost verify
     ./sagapost verify --json | jq '.invariants[] | select(.ok | not)'
+    ./sagapost verify --since 1d            # what changed since yesterday, and what has not ended
     ./sagapost verify --allow-duplicate-mails 1   # a process was killed
     """
 )
@@ -42,6 +54,7 @@ from sagapost_ops.invariants.outcome import Expectations
     help="Parked messages of the outboxes that are meant to be there.",
 )
 @click.option("--allow-duplicate-mails", type=click.IntRange(0), default=0, metavar="N", help="As many mails may have come twice.")
+@click.option("--since", callback=dlq_options.moment, metavar="T", help="Orders that changed then or later: 2h, 1d, or a time in UTC.")
 @options.port_offset
 @options.as_json
 def command(
@@ -51,19 +64,33 @@ def command(
     expect_parked: int | None,
     expect_parked_rows: int,
     allow_duplicate_mails: int,
+    since: datetime | None,
     port_offset: int,
     as_json: bool,
 ) -> None:
     """Evaluate, print, and fail when something does not hold."""
     where = targets.find(port_offset)
     expected = Expectations(dead=expect_dead, parked=expect_parked, parked_rows=expect_parked_rows, duplicate_mails=allow_duplicate_mails)
-    report = verify.run(where, expected, settle_s=settle_s)
+    report = verify.run(where, expected, settle_s=settle_s, since=since, progress=_Progress())
     if as_json:
         screen.json(report)
     else:
         _show(report)
     if not report.ok:
         raise SystemExit(1)
+
+
+class _Progress:
+    """Prints how far a long look has come, on standard error, every few seconds."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + _EVERY_S
+
+    def __call__(self, done: int, wanted: int) -> None:
+        """Print, when it is time."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _EVERY_S
+            screen.err().print(Text(f"{done:,} of about {wanted:,} orders", style="dim"))
 
 
 def _show(report: verify.Report) -> None:
@@ -77,6 +104,8 @@ def _show(report: verify.Report) -> None:
             console.print(Text(f"             not judged: {invariant.unjudged}, older than the outbox", style="yellow"), soft_wrap=True)
         if invariant.skipped:
             console.print(Text(f"             nobody to ask for: {', '.join(invariant.skipped)}", style="yellow"), soft_wrap=True)
+    for sentence in report.left_out:
+        console.print(Text(f"not looked at (--since): {sentence}", style="yellow"), soft_wrap=True)
     for note in report.notes:
         console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
     broken = sum(not invariant.ok for invariant in report.invariants)

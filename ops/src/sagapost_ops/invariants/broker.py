@@ -8,12 +8,12 @@ from sagapost_ops.invariants.outcome import Expectations, Outcome, outcome
 
 # a transaction of one of our services takes milliseconds between its statements
 _LEFT_OPEN: Final = """
-SELECT format('%s (pid %s) left a transaction open for %s', application_name, pid, date_trunc('second', now() - state_change))
+SELECT format('%%s (pid %%s) left a transaction open for %%s', application_name, pid, date_trunc('second', now() - state_change))
   FROM pg_stat_activity
- WHERE datname = current_database() AND state LIKE 'idle in transaction%' AND now() - state_change > interval '1 second' LIMIT 100
+ WHERE datname = current_database() AND state LIKE 'idle in transaction%%' AND now() - state_change > interval '1 second' LIMIT 100
 """
 _LEASES: Final = """
-SELECT format('%s holds shard %s until %s', owner, shard, lease_until) FROM outbox_cursor WHERE lease_until > now() + interval '1 minute'
+SELECT format('%%s holds shard %%s until %%s', owner, shard, lease_until) FROM outbox_cursor WHERE lease_until > now() + interval '1 minute'
 """
 
 
@@ -46,5 +46,5 @@ def nothing_is_open(found: evidence.Evidence, _: Expectations) -> Outcome:
     """Check that no transaction stands open in either database and no lease lies in the future."""
     violations: list[str] = []
     for conn in (found.order, found.payment):
-        violations += evidence.sentences(conn, _LEFT_OPEN) + evidence.sentences(conn, _LEASES)
+        violations += found.sentences(conn, _LEFT_OPEN) + found.sentences(conn, _LEASES)
     return outcome(2, violations)
