@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from sagapost_ops import cli
+from sagapost_ops import cli, screen
 from sagapost_ops.saga import advice, pages, resources, stream, words
 from sagapost_order import saga, states, transitions
 
@@ -61,7 +61,7 @@ def _codes(effect: str) -> set[str]:
 
 def _printed(width: int, found: resources.Saga) -> str:
     console = Console(width=width, file=io.StringIO(), highlight=False)
-    pages.show_saga(console, found, NOW, option="")
+    pages.show_saga(screen.Screen(console), found, NOW, option="")
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -214,7 +214,7 @@ def test_the_list_fits_the_terminal(width: int) -> None:
     """The longest state, the longest attention and an overdue deadline stand whole at 80 columns; a wide one has the saga's id too."""
     console = Console(width=width, file=io.StringIO(), highlight=False, force_terminal=True, color_system=None)
 
-    pages.show_list(console, [msgspec.structs.replace(LISTED, stuck=False), LISTED], NOW, more=True, option="")
+    pages.show_list(screen.Screen(console), [msgspec.structs.replace(LISTED, stuck=False), LISTED], NOW, more=True, option="")
 
     assert isinstance(console.file, io.StringIO)
     printed = console.file.getvalue()

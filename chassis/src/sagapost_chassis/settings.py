@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, NoReturn, TypeVar, get_args
 
 import msgspec
 
-from sagapost_chassis import loopback, production, sink
+from sagapost_chassis import escaping, loopback, production, sink
 
 PREFIX: Final = "SAGAPOST_"
 FROM_FILE: Final = "_FILE"
@@ -192,7 +192,7 @@ def load_or_exit(cls: type[T], environ: Mapping[str, str]) -> T:
 
 def exit_with(sentence: str) -> NoReturn:
     """End a start that cannot succeed: the sentence on standard error, exit code 2."""
-    sink.say(sentence)
+    sink.say(escaping.block(sentence))
     raise SystemExit(2)
 
 

@@ -7,6 +7,8 @@ from typing import Final
 
 import rich_click as click
 
+from sagapost_ops import errors
+
 _COMMANDS: Final = {
     "up": ("up", "Start the whole system on this machine."),
     "down": ("down", "Stop it; nothing stays behind."),
@@ -88,13 +90,19 @@ def run() -> int:
         code = main.main(prog_name="./sagapost", standalone_mode=False, complete_var=COMPLETE)
     except click.UsageError as exc:
         where = exc.ctx.command_path if exc.ctx else "./sagapost"
-        click.echo(f"sagapost: {exc.format_message().rstrip('.')}; see: {where} --help", err=True)
+        errors.show(f"{exc.format_message().rstrip('.')}; see: {where} --help")
+        return exc.exit_code
+    except errors.CommandError as exc:
+        exc.show()
         return exc.exit_code
     except click.ClickException as exc:
-        exc.show()
+        errors.show(exc.format_message())
         return exc.exit_code
     except click.Abort:
         return _INTERRUPTED
+    except Exception as exc:  # what no command expects; Python would print its message as it is
+        errors.show_unexpected(exc)
+        return errors.FailedError.exit_code
     return code if isinstance(code, int) else 0
 
 

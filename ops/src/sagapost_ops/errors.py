@@ -6,16 +6,25 @@ CommandError
 └── NothingMatchedError  3   there was nothing to work on
 """
 
+import traceback
+from collections.abc import Sequence
+
 import rich_click as click
+
+from sagapost_chassis import escaping
 
 
 class CommandError(click.ClickException):
-    """Base of every expected end of a command other than success."""
+    """Base of every expected end of a command other than success; `more`: further lines, the end of a log for instance."""
+
+    def __init__(self, message: str, more: Sequence[str] = ()) -> None:
+        super().__init__("\n".join((message, *more)))
+        self._lines = (message, more)
 
     def show(self, file: object = None) -> None:
         """Print the sentence, without a frame around it, on standard error."""
         del file
-        click.echo(f"sagapost: {self.message}", err=True)
+        show(*self._lines)
 
 
 class FailedError(CommandError):
@@ -34,3 +43,21 @@ class NothingMatchedError(CommandError):
     """There was nothing to work on."""
 
     exit_code = 3
+
+
+def of_all(faults: Sequence[str]) -> UnfitError:
+    """Return the error of several faults, each on a line of its own."""
+    return UnfitError(faults[0], faults[1:])
+
+
+def show(sentence: str, more: Sequence[str] = ()) -> None:
+    """Print why a command ends, on standard error; what a server or a message put into the sentence is escaped."""
+    click.echo(escaping.line(f"sagapost: {sentence}"), err=True)
+    for one in more:
+        click.echo(escaping.line(f"  {one}"), err=True)
+
+
+def show_unexpected(exc: BaseException) -> None:
+    """Print the traceback of an error that no command expects, as Python does, with what its message holds escaped."""
+    for one in "".join(traceback.format_exception(exc)).rstrip("\n").split("\n"):
+        click.echo(escaping.line(one), err=True)

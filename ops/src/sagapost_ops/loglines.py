@@ -4,7 +4,8 @@ from datetime import datetime
 from typing import Final
 
 import msgspec
-from rich.text import Text
+
+from sagapost_ops import screen
 
 _COLOURS: Final = {"debug": "dim", "info": "", "warning": "yellow", "error": "bold red"}
 _FIRST: Final = ("at", "level", "event", "service", "trace_id")
@@ -40,16 +41,16 @@ def parse_all(source: str, lines: list[str]) -> list[Line]:
     return found
 
 
-def pretty(line: Line) -> Text:
+def pretty(line: Line) -> tuple[screen.Part, ...]:
     """Make one readable line: time, service, event, and what belongs to it."""
     if not line.fields:
-        return Text.assemble(f"{line.source:14} ", line.raw)
+        return f"{line.source:14} ", line.raw
     level = str(line.fields.get("level", "info"))
     rest = "  ".join(f"{name}={_short(value)}" for name, value in line.fields.items() if name not in _FIRST)
-    return Text.assemble(
-        (f"{_clock(line.at)} ", "dim"),
-        (f"{line.source:14} ", "cyan"),
-        (f"{line.fields.get('event', '')}", _COLOURS.get(level, "")),
+    return (
+        screen.Styled(f"{_clock(line.at)} ", "dim"),
+        screen.Styled(f"{line.source:14} ", "cyan"),
+        screen.Styled(f"{line.fields.get('event', '')}", _COLOURS.get(level, "")),
         f"  {rest}",
     )
 

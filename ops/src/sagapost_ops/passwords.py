@@ -21,7 +21,7 @@ def require_cookie(environ: Mapping[str, str]) -> None:
     except settings.SettingsError as exc:
         raise errors.UnfitError(str(exc)) from exc
     if text and environ.get("SAGAPOST_ENV") == settings.PRODUCTION and (weak := production.cookie(text)):
-        raise errors.UnfitError("\n".join(f"refused in production: {COOKIE}: {reason}" for reason in weak))
+        raise errors.of_all([f"refused in production: {COOKIE}: {reason}" for reason in weak])
 
 
 def chosen(
@@ -44,5 +44,5 @@ def chosen(
         if environ.get("SAGAPOST_ENV") == settings.PRODUCTION:
             faults += [f"refused in production: {variable(name)}: {reason}" for reason in production.secret(found[name])]
     if faults:
-        raise errors.UnfitError("\n".join(faults))
+        raise errors.of_all(faults)
     return found

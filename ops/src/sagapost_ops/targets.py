@@ -52,7 +52,7 @@ def find(port_offset: int) -> Targets:
     if os.environ.get("SAGAPOST_ENV") == settings.PRODUCTION:
         weak = [f"refused in production: {VARIABLES[name]}: {reason}" for name, url in given.items() for reason in _weak(name, url)]
         if weak:
-            raise errors.UnfitError("\n".join(weak))
+            raise errors.of_all(weak)
     return Targets(**given)
 
 

@@ -10,9 +10,8 @@ from typing import Final
 from uuid import UUID
 
 import msgspec
-from rich.console import Console
 
-from sagapost_ops import plan, targets, verify, versions
+from sagapost_ops import plan, screen, targets, verify, versions
 from sagapost_ops.chaos import faults, judging, report, rig, schedule
 from sagapost_ops.invariants.outcome import Expectations
 from sagapost_ops.load import journal, planning, sending, session, shop
@@ -37,7 +36,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         return self.checkouts / (self.minutes * 60)
 
 
-async def run(wanted: Wanted, made: plan.Plan, home: Path, console: Console) -> report.Course:
+async def run(wanted: Wanted, made: plan.Plan, home: Path, console: screen.Screen) -> report.Course:
     """Start the stack, make the load and the faults, wait until all is at rest, judge, and stop the stack.
 
     Raises:
@@ -50,7 +49,7 @@ async def run(wanted: Wanted, made: plan.Plan, home: Path, console: Console) -> 
     try:
         with console.status("starting a stack of its own"):
             await world.start()
-        console.print(f"{wanted.checkouts:,} checkouts in {wanted.minutes:g} minutes, {wanted.planned.kills:,} deaths; seed {wanted.seed}")
+        console.line(f"{wanted.checkouts:,} checkouts in {wanted.minutes:g} minutes, {wanted.planned.kills:,} deaths; seed {wanted.seed}")
         with journal.Journal(home / "logs" / "journal.jsonl") as book:
             load, done, settled_s = await _trouble(wanted, world, book, console)
         with console.status("everything runs again: waiting for rest, comparing the books"):
@@ -61,7 +60,9 @@ async def run(wanted: Wanted, made: plan.Plan, home: Path, console: Console) -> 
             await world.stop()
 
 
-async def _trouble(wanted: Wanted, world: rig.Rig, book: journal.Journal, console: Console) -> tuple[sending.Load, faults.Faults, float]:
+async def _trouble(
+    wanted: Wanted, world: rig.Rig, book: journal.Journal, console: screen.Screen
+) -> tuple[sending.Load, faults.Faults, float]:
     async with shop.Shop(world.plan.addresses.gateway_url) as counter:
         load = sending.Load(counter, book, patient=True)
         done = faults.Faults(world, wanted.planned, load, wanted.minutes * 60)

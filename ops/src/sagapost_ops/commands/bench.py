@@ -118,7 +118,7 @@ def _modules(infra: str, *names: str) -> Sequence[ModuleType]:
         raise errors.UnfitError("there are no benchmarks here; run this from a checkout of the repository")
     if infra == "native":
         try:
-            packages.ensure(lambda line: screen.err().print(line))
+            packages.ensure(lambda line: screen.err().line(line))
         except sandbox_errors.SandboxError as exc:
             raise errors.UnfitError(str(exc)) from exc
     sys.path.insert(0, str(root))
@@ -127,5 +127,5 @@ def _modules(infra: str, *names: str) -> Sequence[ModuleType]:
 
 def _say(goals: Sequence[Sequence[str]], path: pathlib.Path) -> None:
     console = screen.out()
-    console.print(screen.table(("figure", "goal", "measured", "reached"), [row for row in goals if row[3] != "-"]))
-    console.print(f"\n{path}")
+    console.table(("figure", "goal", "measured", "reached"), [row for row in goals if row[3] != "-"])
+    console.spaced(f"{path}")

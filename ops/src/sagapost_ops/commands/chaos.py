@@ -104,7 +104,7 @@ def command(
     else:
         base = home.with_name(home.name.removesuffix(f"-{port_offset}"))
         look = f"SAGAPOST_STATE={base} ./sagapost up --port-offset {port_offset}"
-        screen.err().print(f"Data, logs and the customers' journal stay in {home}; to look at them: {look}", soft_wrap=True)
+        screen.err().line(f"Data, logs and the customers' journal stay in {home}; to look at them: {look}")
     _say(found, path, as_json=as_json)
 
 
@@ -123,7 +123,7 @@ def _prepared(port_offset: int) -> Path:
         if not ports.is_free(port):
             raise errors.UnfitError(f"{ports.describe_taken(port)}, and {name} needs it; choose another --port-offset")
     try:
-        packages.ensure(lambda line: screen.err().print(line))
+        packages.ensure(lambda line: screen.err().line(line))
     except sandbox_errors.SandboxError as exc:
         raise errors.UnfitError(str(exc)) from exc
     down.remove(home)
@@ -155,9 +155,9 @@ def _say(found: report.Report, path: Path, *, as_json: bool) -> None:
             (name.replace("_", " "), f"{getattr(found, name):,}")
             for name in ("checkouts", "accepted", "kills", "lost", "double_charges", "double_refunds", "duplicate_mails", "went_back")
         ]
-        console.print(screen.table(("", ""), rows))
-        console.print(screen.table(("kill -9 of", "times"), [(name, str(number)) for name, number in found.kills_by_process.items()]))
-        console.print(screen.table(("died at", "times"), [(name, str(number)) for name, number in found.crash_points.items()]))
-        console.print(f"\n{path}", soft_wrap=True)
+        console.table(("", ""), rows)
+        console.table(("kill -9 of", "times"), [(name, str(number)) for name, number in found.kills_by_process.items()])
+        console.table(("died at", "times"), [(name, str(number)) for name, number in found.crash_points.items()])
+        console.spaced(f"{path}")
     if not found.ok:
         raise errors.FailedError("; ".join(found.reasons[:5]))

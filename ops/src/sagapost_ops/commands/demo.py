@@ -3,7 +3,6 @@
 from urllib.parse import urlsplit
 
 import rich_click as click
-from rich.console import Console
 
 from sagapost_ops import errors, own_stack, screen
 from sagapost_ops.commands import options
@@ -32,7 +31,7 @@ from sagapost_ops.saga import advice
 def command(*, story: str, port_offset: int, as_json: bool) -> None:
     """Tell the story."""
     where = own_stack.find("demo", port_offset)
-    console = Console(quiet=True) if as_json else screen.out()
+    console = screen.quiet() if as_json else screen.out()
     told = stories.STORIES[story]
     demo = telling.tell(console, where, story, told, port_offset)
     if as_json:

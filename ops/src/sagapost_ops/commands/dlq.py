@@ -77,7 +77,7 @@ def show_list(*, scan: int, port_offset: int, as_json: bool) -> None:
         return
     pages.show_list(screen.out(), lines)
     if any(depth for _, depth, _, _ in lines):
-        click.echo("\nThe causes: ./sagapost dlq groups")
+        screen.out().spaced("The causes: ./sagapost dlq groups")
 
 
 def _line(queue: str, depth: int, oldest: letters.Letter | None, top: letters.Group | None) -> Line:
@@ -111,7 +111,7 @@ def show_groups(*, queue: str | None, scan: int, port_offset: int, as_json: bool
         depth, held = shelf.look(url, one, scan)
         found += letters.groups(topology.dead_letter_queue(one), held)
         if depth > len(held):
-            click.echo(f"{topology.dead_letter_queue(one)}: the oldest {len(held):,} of {depth:,} letters; see --scan", err=True)
+            screen.err().line(f"{topology.dead_letter_queue(one)}: the oldest {len(held):,} of {depth:,} letters; see --scan")
     if as_json:
         screen.json(found)
     else:
@@ -188,7 +188,7 @@ def export(
     if as_json:
         screen.json({"queue": name, "exported": number, "out": out})
     else:
-        click.echo(f"{name}: {pages.letters_of(number)} written to {out}")
+        screen.out().line(f"{name}: {pages.letters_of(number)} written to {out}")
 
 
 def _found(queue: str, wanted: choice.Choice, scan: int, port_offset: int) -> tuple[str, tuple[letters.Letter, ...]]:

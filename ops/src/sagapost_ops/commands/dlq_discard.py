@@ -3,7 +3,6 @@
 from datetime import datetime
 
 import rich_click as click
-from rich.progress import Progress
 
 from sagapost_contracts import topology
 from sagapost_ops import database, errors, screen, targets
@@ -82,7 +81,7 @@ def _dry(url: str, work: str, wanted: choice.Choice, *, as_json: bool) -> None:
         screen.json(discard.planned(name, found))
     elif found.chosen:
         pages.show_choice(screen.out(), name, letters.groups(name, found.chosen), "discard")
-        click.echo('\nNothing was discarded. To discard: the same call with --yes --reason "…"')
+        screen.out().spaced('Nothing was discarded. To discard: the same call with --yes --reason "…"')
     if not found.chosen:
         raise errors.NothingMatchedError(f"no dead letter of {work} matches; see: ./sagapost dlq groups")
 
@@ -92,15 +91,13 @@ def _really(url: str, database_url: str, request: run.Request, out: str | None, 
     with (
         database.opened(database_url, "sagapost-dlq", writing=True) as conn,
         run.recorded(conn, request) as recorded,
-        Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress,
+        console.bars(hidden=as_json) as add_bar,
     ):
-        task = progress.add_task("discard", total=None)
+        bar = add_bar("discard", None)
         if not as_json:
             pages.show_broken_off(console, recorded.before)
 
         def on_chosen(found: choice.Sorted) -> None:
-            progress.update(task, total=len(found.chosen))
+            bar.update(total=len(found.chosen))
 
-        return discard.perform(
-            url, recorded, request, out=out, on_chosen=on_chosen, on_letters=lambda number: progress.advance(task, number)
-        )
+        return discard.perform(url, recorded, request, out=out, on_chosen=on_chosen, on_letters=bar.advance)

@@ -1,13 +1,11 @@
 """`dlq replay`: sends dead letters to the queue they came from."""
 
 import contextlib
-import functools
 import re
 from datetime import datetime
 from typing import Final
 
 import rich_click as click
-from rich.progress import Progress
 
 from sagapost_contracts import topology
 from sagapost_ops import database, errors, screen, targets
@@ -146,7 +144,7 @@ def _dry(url: str, work: str, wanted: choice.Choice, max_replays: int, *, as_jso
         return
     pages.show_choice(screen.out(), name, letters.groups(name, found.chosen), f"send to {work}")
     pages.show_left(screen.out(), found.over_max, found.unreadable, max_replays)
-    click.echo('\nNothing was moved. To replay: the same call with --yes --reason "…"')
+    screen.out().spaced('Nothing was moved. To replay: the same call with --yes --reason "…"')
 
 
 def _check_any(work: str, done: replay.Result, max_replays: int) -> None:
@@ -170,17 +168,13 @@ def _really(found: targets.Targets, request: run.Request, manner: replay.Manner,
         recorded = stack.enter_context(run.recorded(conn, request))
         if not as_json:
             pages.show_broken_off(console, recorded.before)
-        progress = stack.enter_context(Progress(console=console, transient=True, disable=as_json or not console.is_terminal))
-        task = progress.add_task(request.queue, total=None)
+        bar = stack.enter_context(console.bars(hidden=as_json))(request.queue, None)
 
         def on_chosen(chosen: choice.Sorted) -> None:
-            progress.update(task, total=len(chosen.chosen))
+            bar.update(total=len(chosen.chosen))
 
-        on_letter = functools.partial(progress.advance, task)
         try:
-            return replay.perform(url, recorded, request, manner, inbox=inbox, on_chosen=on_chosen, on_letter=on_letter)
+            return replay.perform(url, recorded, request, manner, inbox=inbox, on_chosen=on_chosen, on_letter=bar.advance)
         except KeyboardInterrupt:
-            click.echo(
-                f"stopped after {progress.tasks[task].completed:,.0f} letters; the others are still dead letters; call again", err=True
-            )
+            screen.err().line(f"stopped after {bar.completed:,.0f} letters; the others are still dead letters; call again")
             raise

@@ -8,7 +8,6 @@ from typing import Final, Literal
 
 import msgspec
 import rich_click as click
-from rich.text import Text
 
 from sagapost_ops import clocks, database, errors, plan, screen, state, targets, versions
 from sagapost_ops.commands import options
@@ -59,8 +58,8 @@ def command(*, port_offset: int, as_json: bool) -> None:
     if as_json:
         screen.json(Findings(ok=ok, findings=findings))
     else:
-        rows = [(Text(*_SIGNS[finding.state]), finding.name, finding.found, finding.advice) for finding in findings]
-        screen.out().print(screen.table(("", "what", "found", "what to do"), rows))
+        rows = [(screen.Styled(*_SIGNS[finding.state]), finding.name, finding.found, finding.advice) for finding in findings]
+        screen.out().table(("", "what", "found", "what to do"), rows)
     if not ok:
         raise SystemExit(2)
 

@@ -48,7 +48,7 @@ def command(*, purge: bool, port_offset: int, as_json: bool) -> None:
     if done.ended_leftovers:
         said += f" An earlier run whose supervisor had been killed had left {done.ended_leftovers} processes; they have ended."
     kept = f" The data are gone: {home}" if purged else f" The data stay in {home}" if home.exists() else ""
-    screen.out().print(said + kept, soft_wrap=True)
+    screen.out().line(said + kept)
 
 
 def stop(home: Path) -> Stopped:

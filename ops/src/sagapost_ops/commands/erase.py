@@ -92,10 +92,8 @@ def _dead_letters(amqp_url: str | None, address: str) -> tuple[str, ...]:
 def _show(report: Report) -> None:
     out = screen.out()
     rows = [(count.database, count.table, str(count.rows)) for count in report.tables]
-    out.print(screen.table(("database", "table", "rows"), rows))
-    out.print(
-        f"\nReplaced by {report.tombstone}." if report.applied else "\nNothing was changed. To replace it: the same call with --apply"
-    )
-    out.print("\nNot reached:")
+    out.table(("database", "table", "rows"), rows)
+    out.spaced(f"Replaced by {report.tombstone}." if report.applied else "Nothing was changed. To replace it: the same call with --apply")
+    out.spaced("Not reached:")
     for sentence in report.not_reached:
-        out.print(f"  {sentence}", soft_wrap=True)
+        out.line(f"  {sentence}")

@@ -8,7 +8,6 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 import rich_click as click
-from rich.text import Text
 
 from sagapost_contracts import access
 from sagapost_ops import database, errors, screen, targets
@@ -188,13 +187,11 @@ def create(
         facts = msgspec.structs.asdict(limit) | msgspec.structs.asdict(stored)
         screen.json(Created(client=client, label=label, env=env, scopes=granted, key=key, **facts))
         return
-    click.echo(key)
+    screen.out().line(key)
     until = f"; until {times.clock(stored.expires_at)}" if stored.expires_at else ""
-    click.echo(
-        f"Key {stored.id} of {client} for {env}: {', '.join(granted)}; {limit.rate_per_s:g} calls a second, {limit.burst} at once{until}.\n"
-        "Keep it now, it is not shown again. It is sent as: Authorization: Bearer …",
-        err=True,
-    )
+    limits = f"{limit.rate_per_s:g} calls a second, {limit.burst} at once"
+    screen.err().line(f"Key {stored.id} of {client} for {env}: {', '.join(granted)}; {limits}{until}.")
+    screen.err().line("Keep it now, it is not shown again. It is sent as: Authorization: Bearer …")
 
 
 @command.command(
@@ -219,9 +216,7 @@ def show_list(*, client: str | None, port_offset: int, as_json: bool) -> None:
         whose = f"of client {client}" if client else "yet"
         raise errors.NothingMatchedError(f"there is no key {whose}; make one with: ./sagapost keys create --client NAME")
     if not as_json:
-        screen.out().print(
-            screen.table(("id", "client", "label", "env", "scopes", "limit", "made", "last used", "", "why"), [*map(_row, found)])
-        )
+        screen.out().table(("id", "client", "label", "env", "scopes", "limit", "made", "last used", "", "why"), [*map(_row, found)])
 
 
 @command.command(
@@ -248,7 +243,7 @@ def revoke(*, ids: tuple[int, ...], reason: str, actor: str, port_offset: int, a
         screen.json(Revocation(revoked=done, unknown=unknown))
     else:
         for one in done:
-            click.echo(f"Key {one.id} of {one.client} is revoked since {one.revoked_at:%Y-%m-%d %H:%M:%S} UTC.")
+            screen.out().line(f"Key {one.id} of {one.client} is revoked since {one.revoked_at:%Y-%m-%d %H:%M:%S} UTC.")
     if unknown:
         raise errors.NothingMatchedError(f"there is no key {', '.join(map(str, unknown))}; see: ./sagapost keys list")
 
@@ -257,20 +252,20 @@ def _url(port_offset: int) -> str:
     return targets.need(targets.find(port_offset), "order_database_url")
 
 
-def _row(key: queries.Key) -> list[str | Text]:
+def _row(key: queries.Key) -> list[screen.Cell]:
     limit = f"{key.rate_per_s:g}/s, {key.burst} at once"
     used = f"{key.last_used:%Y-%m-%d}" if key.last_used else "never"
     scopes = " ".join(key.scopes)
-    return [str(key.id), key.client, key.label, key.env, scopes, limit, f"{key.created_at:%Y-%m-%d}", used, _state(key), Text(_why(key))]
+    return [str(key.id), key.client, key.label, key.env, scopes, limit, f"{key.created_at:%Y-%m-%d}", used, _state(key), _why(key)]
 
 
-def _state(key: queries.Key) -> Text:
+def _state(key: queries.Key) -> screen.Styled:
     if key.revoked_at:
-        return Text(f"revoked {key.revoked_at:%Y-%m-%d %H:%M}", style="red")
+        return screen.Styled(f"revoked {key.revoked_at:%Y-%m-%d %H:%M}", "red")
     if key.expires_at is None:
-        return Text("active", style="green")
+        return screen.Styled("active", "green")
     until = f"{key.expires_at:%Y-%m-%d %H:%M}"
-    return Text(f"expired {until}", style="red") if key.expired else Text(f"until {until}", style="green")
+    return screen.Styled(f"expired {until}", "red") if key.expired else screen.Styled(f"until {until}", "green")
 
 
 def _why(key: queries.Key) -> str:

@@ -111,12 +111,12 @@ def _show(found: figures.Figures, report: Path | None, seed: int) -> None:
         (name, *(f"{value:,.1f}" for value in (times.p50, times.p95, times.p99, times.max)))
         for name, times in (("until the 202", found.accept_ms), ("until the end", found.end_to_end_ms))
     ]
-    console.print(screen.table(("milliseconds", "p50", "p95", "p99", "max"), rows))
-    console.print(f"\na second: offered {found.offered_per_s:g}, accepted {found.accepted_per_s:g}, completed {found.completed_per_s:g}")
-    console.print(screen.table(("outcome", "checkouts"), [(name, f"{number:,}") for name, number in found.outcomes.items()]))
+    console.table(("milliseconds", "p50", "p95", "p99", "max"), rows)
+    console.spaced(f"a second: offered {found.offered_per_s:g}, accepted {found.accepted_per_s:g}, completed {found.completed_per_s:g}")
+    console.table(("outcome", "checkouts"), [(name, f"{number:,}") for name, number in found.outcomes.items()])
     if found.errors:
-        console.print(screen.table(("failed calls", ""), [(name, f"{number:,}") for name, number in found.errors.items()]))
-    console.print(f"\nseed {seed}, journal {found.journal}{f', report {report}' if report else ''}", soft_wrap=True)
+        console.table(("failed calls", ""), [(name, f"{number:,}") for name, number in found.errors.items()])
+    console.spaced(f"seed {seed}, journal {found.journal}{f', report {report}' if report else ''}")
 
 
 def _judge(found: figures.Figures, *, interrupted: bool) -> None:

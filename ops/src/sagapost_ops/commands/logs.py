@@ -54,6 +54,8 @@ def command(*, service: str | None, follow: bool, lines: int, port_offset: int, 
             for raw in log.news():
                 _print(loglines.parse(name, raw, ""), as_json=as_json)
         time.sleep(_POLL_S)
+    for log in followed.values():
+        log.close()
 
 
 def _logs(home: Path) -> dict[str, Path]:
@@ -70,16 +72,20 @@ class _Followed:
         self._place = self._file.seek(0, os.SEEK_END)
         self._left_at: float | None = None
 
+    def close(self) -> None:
+        """Close the log."""
+        self._file.close()
+
     def tail(self) -> list[str]:
         """Return the last lines from before the place where `news` begins, those of the file before this one too."""
         start = max(0, self._place - _TAIL_BYTES)
         self._file.seek(start)
-        lines = self._file.read(self._place - start).decode(errors="replace").splitlines()
+        lines = _lines(self._file.read(self._place - start))
         if start:
             return lines[1:]
         with contextlib.suppress(OSError), logfiles.older(self._path).open("rb") as before:
             before.seek(max(0, before.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            return before.read().decode(errors="replace").splitlines()[1:] + lines
+            return _lines(before.read())[1:] + lines
         return lines
 
     def news(self) -> list[str]:
@@ -102,7 +108,7 @@ class _Followed:
         self._file.seek(self._place)
         whole, newline, _ = self._file.read().rpartition(b"\n")
         self._place += len(whole) + len(newline)
-        return whole.decode(errors="replace").splitlines()
+        return _lines(whole)
 
     def _next(self) -> Path:
         """Return the file that came after this one; the log itself when this one is not kept any more."""
@@ -120,8 +126,13 @@ class _Followed:
             return False
 
 
+def _lines(content: bytes) -> list[str]:
+    """Return the lines of a log: they end with a line feed and with nothing else that Unicode takes for a line's end."""
+    return content.decode(errors="replace").removesuffix("\n").split("\n") if content else []
+
+
 def _print(line: loglines.Line, *, as_json: bool) -> None:
     if as_json:
-        click.echo(line.raw)
+        screen.raw(line.raw)
     else:
-        screen.out().print(loglines.pretty(line), soft_wrap=True)
+        screen.out().line(*loglines.pretty(line))

@@ -124,4 +124,4 @@ def _show(lines: list[Revision], *, as_json: bool) -> None:
     for line in lines:
         behind = "" if line.revision == line.newest else f", behind {line.newest}: ./sagapost migrate up"
         given = f", {line.roles} roles have their rights" if line.roles else ""
-        screen.out().print(f"{line.database}: {line.revision or 'empty'}{behind}{given}", soft_wrap=True)
+        screen.out().line(f"{line.database}: {line.revision or 'empty'}{behind}{given}")

@@ -191,9 +191,9 @@ def do_retry(
     for one in done:
         if one.retried:
             verb = "message is" if one.retried == 1 else "messages are"
-            click.echo(f"{one.database}: {one.retried} {verb} tried again now; parked until now: {one.were_parked}.")
+            screen.out().line(f"{one.database}: {one.retried} {verb} tried again now; parked until now: {one.were_parked}.")
             if not one.relays:
-                click.echo(pages.no_relay(one.database))
+                screen.out().line(pages.no_relay(one.database))
 
 
 command.add_command(outbox_history.replay_command)

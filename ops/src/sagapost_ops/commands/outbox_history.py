@@ -5,7 +5,6 @@ from typing import Final
 
 import msgspec
 import rich_click as click
-from rich.progress import Progress
 
 from sagapost_contracts import envelope
 from sagapost_ops import database, errors, screen, targets
@@ -105,17 +104,17 @@ def replay_command(
     if not any(plan.rows for plan in plans):
         raise errors.NothingMatchedError("no confirmed message matches")
     if not yes and not as_json:
-        click.echo('\nNothing was sent. To send it: the same call with --yes --reason "…"')
+        screen.out().spaced('Nothing was sent. To send it: the same call with --yes --reason "…"')
 
 
 def _perform(conn: database.Connection, plan: replay.Plan, wanted: queries.Span, reason: str, *, as_json: bool) -> replay.Done:
     console = screen.err()
-    with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
-        task = progress.add_task(f"{plan.database}", total=plan.rows)
+    with console.bars(hidden=as_json) as add_bar:
+        bar = add_bar(plan.database, plan.rows)
         try:
-            done = replay.perform(conn, plan.database, wanted, reason, lambda rows: progress.advance(task, rows))
+            done = replay.perform(conn, plan.database, wanted, reason, bar.advance)
         except KeyboardInterrupt:
-            click.echo(f"{plan.database}: stopped after {progress.tasks[task].completed:,.0f} of {plan.rows:,} messages", err=True)
+            screen.err().line(f"{plan.database}: stopped after {bar.completed:,.0f} of {plan.rows:,} messages")
             raise
     if not as_json:
         pages.show_replayed(screen.out(), done)
@@ -159,7 +158,7 @@ def repair_command(*, force: bool, yes: bool, only: str | None, port_offset: int
     for one in found:
         pages.show_repair(screen.out(), one, is_done=yes)
     if any(one.needed for one in found):
-        click.echo("The relays can run again." if yes else "\nNothing was changed. To do it: the same call with --yes")
+        screen.out().line("The relays can run again." if yes else "\nNothing was changed. To do it: the same call with --yes")
 
 
 def _repaired(url: str, found: repair.Repair) -> repair.Repair:

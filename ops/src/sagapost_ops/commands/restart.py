@@ -62,7 +62,7 @@ def command(*, services: tuple[str, ...], every: bool, port_offset: int, as_json
         failed = next((step for step in steps if step.state == "failed"), None)
         raise errors.FailedError(f"{failed.service} runs as before: {failed.error}" if failed else "the stack was stopped meanwhile")
     if not as_json:
-        screen.out().print(f"{len(steps)} {'process has' if len(steps) == 1 else 'processes have'} been replaced.")
+        screen.out().line(f"{len(steps)} {'process has' if len(steps) == 1 else 'processes have'} been replaced.")
 
 
 def _planned(port_offset: int) -> plan.Plan:
@@ -89,4 +89,4 @@ def _units(planned: plan.Plan, services: tuple[str, ...]) -> tuple[plan.Unit, ..
 def _tell(step: control.Step) -> None:
     if step.state == "done":
         ends = f"{step.old_pid} had finished {step.drained_s:.1f} s later" if step.old_pid else "there was no other"
-        screen.err().print(f"  {step.service}: process {step.pid} was ready after {step.ready_s:.1f} s, {ends}", soft_wrap=True)
+        screen.err().line(f"  {step.service}: process {step.pid} was ready after {step.ready_s:.1f} s, {ends}")

@@ -6,8 +6,6 @@ from typing import Final
 
 import msgspec
 import rich_click as click
-from rich.console import Console
-from rich.progress import Progress
 
 from sagapost_contracts import topology
 from sagapost_ops import database, errors, evidence, screen, targets
@@ -69,7 +67,7 @@ def command(*, went_back: str | None, refund: bool, yes: bool, actor: str, reaso
         raise click.UsageError("--refund goes with --order")
     dlq_options.check_reason(reason, yes=yes)
     where = targets.find(port_offset)
-    console = Console(quiet=True) if as_json else screen.out()
+    console = screen.quiet() if as_json else screen.out()
     with _both(where, writing=yes) as (order, payment):
         _refuse_foreign_cursors(order, "order")
         _refuse_foreign_cursors(payment, "payment")
@@ -83,11 +81,11 @@ def command(*, went_back: str | None, refund: bool, yes: bool, actor: str, reaso
     if as_json:
         screen.json(report)
     elif not yes:
-        console.print('\nNothing was changed. To do it: the same call with --yes --reason "…"')
+        console.spaced('Nothing was changed. To do it: the same call with --yes --reason "…"')
 
 
 def _order(
-    console: Console,
+    console: screen.Screen,
     where: targets.Targets,
     order: database.Connection,
     payment: database.Connection,
@@ -107,7 +105,7 @@ def _order(
     return OrderReport(found=found, done=done)
 
 
-def _payment(console: Console, order: database.Connection, payment: database.Connection, *, yes: bool) -> PaymentReport:
+def _payment(console: screen.Screen, order: database.Connection, payment: database.Connection, *, yes: bool) -> PaymentReport:
     found = payment_side.look(order, payment)
     pages.show_payment(console, found)
     if not yes:
@@ -145,8 +143,6 @@ def _both(where: targets.Targets, *, writing: bool) -> Generator[tuple[database.
 
 
 @contextlib.contextmanager
-def _progress(console: Console, total: int) -> Generator[copying.Advance]:
-    err = screen.err()
-    with Progress(console=err, transient=True, disable=console.quiet or not err.is_terminal) as progress:
-        task = progress.add_task("restored", total=total)
-        yield lambda rows: progress.advance(task, rows)
+def _progress(console: screen.Screen, total: int) -> Generator[copying.Advance]:
+    with screen.err().bars(hidden=console.is_quiet) as add_bar:
+        yield add_bar("restored", total).advance

@@ -1,11 +1,9 @@
 """`retain`: forgets what is kept for a time, now instead of with the services' next look."""
 
-import functools
 from typing import Final
 
 import msgspec
 import rich_click as click
-from rich.progress import Progress
 
 from sagapost_chassis import retention
 from sagapost_ops import database, errors, retaining, screen, targets
@@ -56,27 +54,26 @@ def command(*, inbox_days: int, customer_days: int | None, dry_run: bool, only: 
     if customer_days is not None:
         kept["customers"] = customer_days
     tables: list[retaining.Forgotten] = []
-    with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
+    with console.bars(hidden=as_json) as add_bar:
         for name, url in targets.databases(port_offset, only):
             with database.opened(url, _NAME, writing=not dry_run) as conn:
-                tables += [_forgotten(conn, name, what, days, progress, dry_run=dry_run) for what, days in kept.items()]
+                tables += [_forgotten(conn, name, what, days, add_bar, dry_run=dry_run) for what, days in kept.items()]
                 if name == "order" and not dry_run:
                     audit.write(conn, command="retain", actor=run.system_user(), reason="by age", detail=tables)
     if as_json:
         screen.json(Report(dry_run=dry_run, tables=tuple(tables)))
     else:
         rows_shown = [(one.database, one.what, f"{one.days} days", f"{one.rows:,}") for one in tables]
-        screen.out().print(screen.table(("database", "what", "kept for", "rows"), rows_shown))
-        screen.out().print("\nNothing was changed." if dry_run else "\nThey are forgotten.")
+        screen.out().table(("database", "what", "kept for", "rows"), rows_shown)
+        screen.out().spaced("Nothing was changed." if dry_run else "They are forgotten.")
     if not any(one.rows for one in tables):
         raise errors.NothingMatchedError("nothing is old enough")
 
 
 def _forgotten(
-    conn: database.Connection, name: str, what: retaining.What, days: int, progress: Progress, *, dry_run: bool
+    conn: database.Connection, name: str, what: retaining.What, days: int, add_bar: screen.AddBar, *, dry_run: bool
 ) -> retaining.Forgotten:
     rows = retaining.count(conn, name, what, days)
     if not dry_run:
-        task = progress.add_task(f"{name}: {what}", total=rows)
-        rows = retaining.forget(conn, what, days, functools.partial(progress.advance, task))
+        rows = retaining.forget(conn, what, days, add_bar(f"{name}: {what}", rows).advance)
     return retaining.Forgotten(database=name, what=what, days=days, rows=rows)

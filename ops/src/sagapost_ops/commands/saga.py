@@ -6,8 +6,6 @@ from datetime import UTC, datetime
 
 import msgspec
 import rich_click as click
-from rich.console import Console
-from rich.text import Text
 
 from sagapost_ops import client, errors, screen
 from sagapost_ops.commands import options, saga_actions
@@ -116,7 +114,7 @@ def show_saga(*, name: str, watch: bool, port_offset: int, as_json: bool) -> Non
             _watch(url, name, option=advice.option(port_offset), as_json=as_json)
         except KeyboardInterrupt:
             if not as_json:
-                click.echo("\nStopped watching; nothing was changed.")
+                screen.out().spaced("Stopped watching; nothing was changed.")
         return
     with client.Client(url) as gateway, _nothing(as_json=as_json):
         document = calls.read(gateway, calls.find(gateway, name))
@@ -166,7 +164,7 @@ def _nothing(*, as_json: bool) -> Generator[None]:
 
 def _watch(url: str, name: str, *, option: str, as_json: bool) -> None:
     """Print the history as it is written, then the end."""
-    console = Console(quiet=True) if as_json else screen.out()
+    console = screen.quiet() if as_json else screen.out()
     with client.Client(url) as gateway:
         found = calls.decoded(calls.read(gateway, calls.find(gateway, name)), resources.Saga)
     if not found.done:
@@ -175,29 +173,29 @@ def _watch(url: str, name: str, *, option: str, as_json: bool) -> None:
     with console.status("waiting for what happens next; Ctrl-C stops watching"):
         for row in stream.follow(url, found.saga_id, 0, lambda: _lost(console)):
             if as_json:
-                click.echo(msgspec.json.encode(row))
+                screen.json_line(row)
             pages.show_row(console, found.created_at, row)
             if row.to in words.PARKED and row.to != row.before and row.seq >= found.version:
                 _call_for_help(console, url, found.saga_id, option)
     with client.Client(url) as gateway:
         document = calls.read(gateway, found.saga_id)
     if as_json:
-        click.echo(document)
+        screen.json_line(msgspec.Raw(document))
         return
-    console.print()
+    console.line()
     now = datetime.now(UTC)
     pages.show_head(console, calls.decoded(document, resources.Saga), now)
     pages.show_advice(console, calls.decoded(document, resources.Saga), now, option=option)
 
 
-def _call_for_help(console: Console, url: str, saga_id: str, option: str) -> None:
+def _call_for_help(console: screen.Screen, url: str, saga_id: str, option: str) -> None:
     """Say what a person can do about a saga that has just been parked, or is."""
     with client.Client(url) as gateway:
         found = calls.decoded(calls.read(gateway, saga_id), resources.Saga)
     if found.state in words.PARKED:
-        console.print()
+        console.line()
         pages.show_advice(console, found, datetime.now(UTC), option=option)
-        console.print()
+        console.line()
 
 
 def _older(url: str, found: resources.Saga) -> Iterator[resources.History]:
@@ -210,8 +208,8 @@ def _older(url: str, found: resources.Saga) -> Iterator[resources.History]:
             yield row
 
 
-def _lost(console: Console) -> None:
-    console.print(Text("the connection broke; trying again from the last row", style="yellow"), soft_wrap=True)
+def _lost(console: screen.Screen) -> None:
+    console.line("the connection broke; trying again from the last row", style="yellow")
 
 
 for action in saga_actions.COMMANDS:

@@ -5,7 +5,6 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 import rich_click as click
-from rich.text import Text
 
 from sagapost_ops import client, errors, screen
 from sagapost_ops.commands import options
@@ -164,10 +163,10 @@ def _act(
     after = calls.decoded(document, resources.Saga)
     console = screen.out()
     moved = f"{before.state} → {after.state}" if after.state != before.state else f"stays {after.state}"
-    console.print(Text.assemble((f"Order {after.order_id}", "bold"), f": {moved} ({words.state(after.state)}), version {after.version}."))
+    console.line(screen.Styled(f"Order {after.order_id}", "bold"), f": {moved} ({words.state(after.state)}), version {after.version}.")
     if not after.done:
         option = advice.option(port_offset)
-        console.print(Text(f"Follow it with: ./sagapost saga show {after.order_id} --watch{option}", style="dim"), soft_wrap=True)
+        console.line(f"Follow it with: ./sagapost saga show {after.order_id} --watch{option}", style="dim")
 
 
 COMMANDS: Final = (retry, compensate, waive_notify, mark_refunded)

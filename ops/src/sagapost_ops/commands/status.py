@@ -1,7 +1,6 @@
 """`status`: what runs where, and whether it is ready."""
 
 import rich_click as click
-from rich.text import Text
 
 from sagapost_ops import reports, screen, state
 from sagapost_ops.commands import options
@@ -35,14 +34,14 @@ def command(*, prometheus: bool, port_offset: int, as_json: bool) -> None:
         screen.json(current)
     else:
         rows = [_row(line) for line in current.services]
-        screen.out().print(screen.table(("service", "state", "address", "pid", "mode", "version", "metrics"), rows))
+        screen.out().table(("service", "state", "address", "pid", "mode", "version", "metrics"), rows)
     if found.phase != "ready" or not all(line.ready for line in current.services):
         raise SystemExit(1)
 
 
-def _row(line: reports.Line) -> tuple[str | Text, ...]:
+def _row(line: reports.Line) -> tuple[screen.Cell, ...]:
     return (line.name, _state(line), line.url, str(line.pid or "-"), line.mode or "-", line.version, line.metrics_url or "-")
 
 
-def _state(line: reports.Line) -> Text:
-    return Text("ready", style="green") if line.ready else Text("not ready", style="bold red")
+def _state(line: reports.Line) -> screen.Styled:
+    return screen.Styled("ready", "green") if line.ready else screen.Styled("not ready", "bold red")

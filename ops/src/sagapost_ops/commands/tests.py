@@ -74,7 +74,7 @@ def command(*, infra: str, workers: int | None, as_json: bool, arguments: tuple[
         raise errors.UnfitError("there are no tests here; run this from a checkout of the repository")
     if infra == "native":
         try:
-            packages.ensure(lambda line: screen.err().print(line))
+            packages.ensure(lambda line: screen.err().line(line))
         except sandbox_errors.SandboxError as exc:
             raise errors.UnfitError(str(exc)) from exc
     else:

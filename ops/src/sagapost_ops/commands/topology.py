@@ -10,7 +10,6 @@ from typing import Final, TypeVar
 import msgspec
 import rich_click as click
 from aio_pika import exceptions
-from rich.text import Text
 
 from sagapost_chassis import amqp, settings, topology
 from sagapost_contracts import topology as words
@@ -97,15 +96,12 @@ def declare(*, with_users: bool, older_services: bool, wait_s: float, port_offse
     if as_json:
         screen.json(Declared(queues=queues, users=users, older_rights=older))
         return
-    screen.out().print(f"{queues} queues are declared and bound{f'; {users} users have their rights' if api else ''}.")
+    screen.out().line(f"{queues} queues are declared and bound{f'; {users} users have their rights' if api else ''}.")
     if older:
         why = "--older-services" if older_services else "consumers of the version before are connected"
-        screen.out().print(
-            Text(
-                f"{', '.join(older)}: may still write to the default exchange, and so to every queue ({why}). "
-                "When only this version runs, call again: ./sagapost topology declare --users"
-            ),
-            soft_wrap=True,
+        screen.out().line(
+            f"{', '.join(older)}: may still write to the default exchange, and so to every queue ({why}). "
+            "When only this version runs, call again: ./sagapost topology declare --users"
         )
 
 
@@ -148,13 +144,13 @@ def show(*, as_json: bool) -> None:
         screen.json(Shown(exchanges=words.EXCHANGES, queues=words.queues(), users=words.USERS))
         return
     out = screen.out()
-    out.print(screen.table(("durable exchange", "type"), [(exchange.name, exchange.type) for exchange in words.EXCHANGES]))
-    out.print()
+    out.table(("durable exchange", "type"), [(exchange.name, exchange.type) for exchange in words.EXCHANGES])
+    out.line()
     rows = [(queue.name, _bindings(queue), _arguments(queue)) for queue in words.queues()]
-    out.print(screen.table(("durable quorum queue", "bound to", "arguments"), rows))
-    out.print()
-    users = [(user.name, Text(user.read), Text(user.write), Text(_keys(user))) for user in words.USERS]
-    out.print(screen.table(("user", "may read", "may write", f"keys on {words.EXCHANGE}"), users))
+    out.table(("durable quorum queue", "bound to", "arguments"), rows)
+    out.line()
+    users = [(user.name, user.read, user.write, _keys(user)) for user in words.USERS]
+    out.table(("user", "may read", "may write", f"keys on {words.EXCHANGE}"), users)
 
 
 def _make_users(
@@ -170,15 +166,15 @@ def _make_users(
 
 def _tell(checked: Checked, *, with_users: bool) -> None:
     for one in checked.drift:
-        screen.out().print(Text(one.says), soft_wrap=True)
+        screen.out().line(one.says)
     if checked.ok and checked.only_names:
-        screen.out().print("Every exchange and queue is there. Set SAGAPOST_MANAGEMENT_URL to check arguments and bindings too.")
+        screen.out().line("Every exchange and queue is there. Set SAGAPOST_MANAGEMENT_URL to check arguments and bindings too.")
     elif checked.ok:
-        screen.out().print(f"Exchanges, queues, {'bindings and users' if with_users else 'arguments and bindings'} are as they should be.")
+        screen.out().line(f"Exchanges, queues, {'bindings and users' if with_users else 'arguments and bindings'} are as they should be.")
 
 
-def _bindings(queue: words.Queue) -> str:
-    return "\n".join(f"{exchange} {key}" for exchange, key in queue.bindings)
+def _bindings(queue: words.Queue) -> screen.Cell:
+    return [f"{exchange} {key}" for exchange, key in queue.bindings]
 
 
 def _arguments(queue: words.Queue) -> str:

@@ -8,8 +8,8 @@ from typing import Final
 
 import rich_click as click
 
-from sagapost_chassis import sink
-from sagapost_ops import drivers, errors, plan, reports, screen, state, supervisor
+from sagapost_chassis import escaping, sink
+from sagapost_ops import drivers, errors, plan, reports, screen, state, supervisor, welcome
 from sagapost_ops.commands import down, options
 from sagapost_sandbox import errors as sandbox_errors
 from sagapost_sandbox import packages, ports, processes
@@ -50,14 +50,14 @@ def command(*, detach: bool, fresh: bool, payment_delay: float, email_delay: flo
         down.remove(home)
     found = state.read(home)
     if found is not None and state.is_supervised(found):
-        screen.err().print("It is running already." if found.phase == "ready" else "It is being started already.")
+        screen.err().line("It is running already." if found.phase == "ready" else "It is being started already.")
         _show(found if found.phase == "ready" else _await_ready(home, found.supervisor), as_json=as_json)
         return
     if found is not None:
         drivers.end_leftovers(home)
     _refuse_taken_ports(port_offset)
     try:
-        packages.ensure(lambda line: screen.err().print(line))
+        packages.ensure(lambda line: screen.err().line(line))
     except sandbox_errors.SandboxError as exc:
         raise errors.UnfitError(str(exc)) from exc
     state.prepare(home)
@@ -86,15 +86,15 @@ def _start_in_front(home: Path, made: plan.Plan, *, as_json: bool) -> None:
         found = state.read(home)
         if found is not None:
             _show(found, as_json=as_json)
-            console.print("[dim]Ctrl-C stops everything.[/]")
+            console.line("Ctrl-C stops everything.", style="dim")
 
     try:
         with supervisor.alone(home):
-            failure = supervisor.Supervisor(home, made, lambda line: lines.write(f"  {line}")).run(on_ready)
+            failure = supervisor.Supervisor(home, made, lambda line: lines.write(f"  {escaping.block(line)}")).run(on_ready)
     except supervisor.AlreadyRunningError as exc:
         raise errors.UnfitError("another call is starting this stack right now") from exc
     if failure:
-        raise errors.FailedError(failure)
+        raise _failed(failure)
     lines.write("Everything has stopped.")
 
 
@@ -127,15 +127,21 @@ def _await_ready(home: Path, supervising: processes.Record) -> state.State:
             for service in found.services if found else ():
                 if service.record is not None and service.name not in shown:
                     shown.add(service.name)
-                    console.print(f"  {service.name} {service.version} on port {service.port}")
+                    console.line(f"  {service.name} {service.version} on port {service.port}")
             if found is not None and found.phase == "ready" and state.is_supervised(found):
                 return found
             if gone and not state.is_supervised(found):
-                raise errors.FailedError(found.failure if found and found.failure else _last_words(home))
-            spinner.update(f"starting ({time.monotonic() - began:.0f} s)")
+                raise _failed(found.failure if found and found.failure else _last_words(home))
+            spinner(f"starting ({time.monotonic() - began:.0f} s)")
             time.sleep(_POLL_S)
     process.stop(down.STOP_S)
-    raise errors.FailedError(f"not everything was ready after {START_S:.0f} s, so all of it was stopped; {_last_words(home)}")
+    raise _failed(f"not everything was ready after {START_S:.0f} s, so all of it was stopped; {_last_words(home)}")
+
+
+def _failed(failure: str) -> errors.FailedError:
+    """Return the error of a failure whose further lines are the end of a log."""
+    sentence, *log = failure.split("\n")
+    return errors.FailedError(sentence, [one.strip() for one in log])
 
 
 def _last_words(home: Path) -> str:
@@ -147,4 +153,4 @@ def _show(found: state.State, *, as_json: bool) -> None:
     if as_json:
         screen.json(reports.status(found))
     else:
-        screen.box(found)
+        welcome.show(screen.out(), found)

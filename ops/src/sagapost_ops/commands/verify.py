@@ -5,7 +5,6 @@ from datetime import datetime
 from typing import Final
 
 import rich_click as click
-from rich.text import Text
 
 from sagapost_ops import screen, targets, verify
 from sagapost_ops.commands import dlq_options, options
@@ -90,25 +89,24 @@ class _Progress:
         """Print, when it is time."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _EVERY_S
-            screen.err().print(Text(f"{done:,} of about {wanted:,} orders", style="dim"))
+            screen.err().line(f"{done:,} of about {wanted:,} orders", style="dim")
 
 
 def _show(report: verify.Report) -> None:
     console = screen.out()
     for invariant in report.invariants:
-        sign = ("  holds  ", "green") if invariant.ok else ("  BROKEN ", "bold red")
-        console.print(Text.assemble(f"{invariant.id}", sign, invariant.name, (f"  ({invariant.checked} checked)", "dim")), soft_wrap=True)
+        sign = screen.Styled("  holds  ", "green") if invariant.ok else screen.Styled("  BROKEN ", "bold red")
+        console.line(f"{invariant.id}", sign, invariant.name, screen.Styled(f"  ({invariant.checked} checked)", "dim"))
         for sentence in invariant.violations:
-            console.print(Text(f"             {sentence}"), soft_wrap=True)
+            console.line(f"             {sentence}")
         if invariant.unjudged:
-            console.print(Text(f"             not judged: {invariant.unjudged}, older than the outbox", style="yellow"), soft_wrap=True)
+            console.line(f"             not judged: {invariant.unjudged}, older than the outbox", style="yellow")
         if invariant.skipped:
-            console.print(Text(f"             nobody to ask for: {', '.join(invariant.skipped)}", style="yellow"), soft_wrap=True)
+            console.line(f"             nobody to ask for: {', '.join(invariant.skipped)}", style="yellow")
     for sentence in report.left_out:
-        console.print(Text(f"not looked at (--since): {sentence}", style="yellow"), soft_wrap=True)
+        console.line(f"not looked at (--since): {sentence}", style="yellow")
     for note in report.notes:
-        console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
+        console.line(f"note: {note}", style="yellow")
     broken = sum(not invariant.ok for invariant in report.invariants)
-    console.print(
-        "[bold green]Every invariant holds.[/]" if report.ok else f"[bold red]{broken} of {len(report.invariants)} are broken.[/]"
-    )
+    said = "Every invariant holds." if report.ok else f"{broken} of {len(report.invariants)} are broken."
+    console.line(said, style="bold green" if report.ok else "bold red")

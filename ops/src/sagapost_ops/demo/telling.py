@@ -9,10 +9,8 @@ from decimal import Decimal
 from typing import Final
 
 import msgspec
-from rich.console import Console
-from rich.text import Text
 
-from sagapost_ops import client, errors, targets
+from sagapost_ops import client, errors, screen, targets
 from sagapost_ops.demo import poison, shop, stories
 from sagapost_ops.saga import advice, resources, words
 
@@ -36,7 +34,7 @@ class Demo(msgspec.Struct, frozen=True, kw_only=True):
     dead_letter: poison.Letter | None = None
 
 
-def tell(console: Console, where: targets.Targets, name: str, told: stories.Story, port_offset: int) -> Demo:
+def tell(console: screen.Screen, where: targets.Targets, name: str, told: stories.Story, port_offset: int) -> Demo:
     """Buy, do what the story says, watch it to its end, wait for the mails, and compare all of it with the story.
 
     Raises:
@@ -44,8 +42,8 @@ def tell(console: Console, where: targets.Targets, name: str, told: stories.Stor
         UnfitError: something does not answer.
 
     """
-    console.print(Text(told.says, style="bold"))
-    console.print()
+    console.paragraph(told.says, style="bold")
+    console.line()
     dead: poison.Letter | None = None
     with client.Client(targets.need(where, "gateway_url")) as gateway, _fault(console, where, told) as mend:
         order, answer_ms = shop.check_out(gateway, told.payment_method, large=told.poisoned)
@@ -60,9 +58,11 @@ def tell(console: Console, where: targets.Targets, name: str, told: stories.Stor
             watch.until(lambda saga: saga.done)
         if told.cancelled is not None:
             watch.look()
-            _say(console, f"\n{told.cancels}")
+            console.line()
+            _say(console, told.cancels)
             shop.cancel(gateway, order)
-            _say(console, f"POST /api/orders/{order.id}/cancel  →  accepted\n")
+            _say(console, f"POST /api/orders/{order.id}/cancel  →  accepted")
+            console.line()
         saga = watch.until(lambda saga: saga.done)
     shop.until(lambda: {mail.template for mail in shop.mails(where, order)} >= set(told.mails), MAILS_S)
     mails, movements = shop.mails(where, order), shop.movements(where, order)
@@ -75,7 +75,7 @@ def tell(console: Console, where: targets.Targets, name: str, told: stories.Stor
 
 
 @contextlib.contextmanager
-def _fault(console: Console, where: targets.Targets, told: stories.Story) -> Generator[Callable[[], None]]:
+def _fault(console: screen.Screen, where: targets.Targets, told: stories.Story) -> Generator[Callable[[], None]]:
     if not told.poisoned:
         yield lambda: None
         return
@@ -84,26 +84,31 @@ def _fault(console: Console, where: targets.Targets, told: stories.Story) -> Gen
         yield mend
 
 
-def _bring_back(console: Console, where: targets.Targets, order: shop.Order, mend: Callable[[], None], port_offset: int) -> poison.Letter:
+def _bring_back(
+    console: screen.Screen, where: targets.Targets, order: shop.Order, mend: Callable[[], None], port_offset: int
+) -> poison.Letter:
     """Follow the order's message to the dead letters, look at it, mend the fault, replay it."""
     with console.status("waiting for the message to be given up"):
         poison.climb(where, order.saga_id, lambda sentence: _say(console, f"             {sentence}"))
     dead = poison.letter(port_offset, order.id)
     if dead is None:
         raise errors.FailedError(f"no dead letter of order {order.id} is there; see ./sagapost dlq groups{advice.option(port_offset)}")
-    _say(console, f"             it failed {dead.attempt} times and is a dead letter now\n")
+    _say(console, f"             it failed {dead.attempt} times and is a dead letter now")
+    console.line()
     for arguments in (("groups", poison.QUEUE), ("show", poison.QUEUE, "--id", dead.id)):
         _call(console, port_offset, *arguments)
     mend()
-    _say(console, "The cause is a rule of the database, and somebody drops it: the fault is mended.\n")
+    _say(console, "The cause is a rule of the database, and somebody drops it: the fault is mended.")
+    console.line()
     _call(console, port_offset, "replay", poison.QUEUE, "--id", dead.id, "--yes", "--reason", "the rule is gone")
     return dead
 
 
-def _call(console: Console, port_offset: int, *arguments: str) -> None:
+def _call(console: screen.Screen, port_offset: int, *arguments: str) -> None:
     line = f"$ ./sagapost dlq {shlex.join(arguments)}{advice.option(port_offset)}"
-    console.print(Text(line, style="bold"), soft_wrap=True)
-    console.print(Text(poison.dlq(port_offset, *arguments).rstrip() + "\n"), soft_wrap=True)
+    console.line(line, style="bold")
+    console.block(poison.dlq(port_offset, *arguments).rstrip())
+    console.line()
 
 
 def judge(
@@ -130,32 +135,32 @@ def judge(
     return tuple(faults)
 
 
-def show_end(console: Console, told: stories.Story, demo: Demo, mailbox: str, where: str) -> None:
+def show_end(console: screen.Screen, told: stories.Story, demo: Demo, mailbox: str, where: str) -> None:
     """Print the money, the mails, and why all this is safe; `where` is the option with which commands find the stack."""
     saga = demo.saga
     kept = saga.captured - saga.refunded
-    console.print()
+    console.line()
     _say(console, f"The saga: {words.state(saga.state)}; {saga.captured} captured, {saga.refunded} refunded, {kept} {saga.currency} kept.")
     if demo.movements is not None:
         net = sum((line.amount if line.kind == "charge" else -line.amount for line in demo.movements), Decimal("0.00"))
         kinds = Counter(line.kind for line in demo.movements)
         lines = " and ".join(f"{number} {kind}{'' if number == 1 else 's'}" for kind, number in kinds.items())
         _say(console, f"The provider's own ledger: {lines or 'no movement'}, net {net} {saga.currency}.")
-    console.print()
+    console.line()
     for mail in demo.mails:
         for line in mail.text.strip().splitlines():
-            console.print(Text.assemble(("  │ ", "cyan"), line), soft_wrap=True)
-        console.print()
+            console.line(screen.Styled("  │ ", "cyan"), line)
+        console.line()
     if told.why and demo.ok:
-        console.print(Text(told.why))
-        console.print()
+        console.paragraph(told.why)
+        console.line()
     _say(console, f"All mails: {mailbox}; the saga again: ./sagapost saga show {saga.order_id}{where}")
 
 
 class _Watch:
     """Shows what happens to one order, once each: rows of its saga's history, and money at the provider."""
 
-    def __init__(self, console: Console, where: targets.Targets, gateway: client.Client, order: shop.Order) -> None:
+    def __init__(self, console: screen.Screen, where: targets.Targets, gateway: client.Client, order: shop.Order) -> None:
         self._console = console
         self._where = where
         self._gateway = gateway
@@ -180,19 +185,19 @@ class _Watch:
         self._rows, self._lines = saga.version, len(movements)
         for at, said in sorted(news, key=lambda new: new[0]):
             after = f"  {words.since((at - self._order.created_at).total_seconds()):>9}  "
-            self._console.print(Text.assemble((after, "dim"), said), soft_wrap=True)
+            self._console.line(screen.Styled(after, "dim"), *said)
         return saga
 
 
-def _row(row: resources.History) -> Text:
-    state = (f"{row.to if row.to != row.before else '':14}", "bold")
-    return Text.assemble(f"{row.event:17} ", state, (words.happened(row), "dim"))
+def _row(row: resources.History) -> tuple[screen.Part, ...]:
+    state = screen.Styled(f"{row.to if row.to != row.before else '':14}", "bold")
+    return f"{row.event:17} ", state, screen.Styled(words.happened(row), "dim")
 
 
-def _line(line: shop.Movement) -> Text:
+def _line(line: shop.Movement) -> tuple[screen.Part, ...]:
     verb = "charged" if line.kind == "charge" else "refunded"
-    return Text(f"the provider {verb} {line.amount} {line.currency}", style="yellow")
+    return (screen.Styled(f"the provider {verb} {line.amount} {line.currency}", "yellow"),)
 
 
-def _say(console: Console, sentence: str) -> None:
-    console.print(Text(sentence), soft_wrap=True)
+def _say(console: screen.Screen, sentence: str) -> None:
+    console.line(sentence)

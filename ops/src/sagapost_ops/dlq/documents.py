@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from sagapost_chassis import escaping
 from sagapost_ops import errors
 from sagapost_ops.dlq import letters
 
@@ -70,7 +71,7 @@ def export(path: str, queue: str, chosen: Iterable[letters.Letter]) -> int:
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             for letter in chosen:
-                file.write(msgspec.json.encode(document(queue, letter)) + b"\n")
+                file.write(escaping.document(msgspec.json.encode(document(queue, letter)).decode()).encode() + b"\n")
                 number += 1
             file.flush()
             os.fsync(file.fileno())

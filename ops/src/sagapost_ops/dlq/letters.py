@@ -1,13 +1,13 @@
 """A dead letter: where it came from, why it failed, how often it was sent again; and letters grouped by cause. Pure."""
 
 import hashlib
-import unicodedata
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 
+from sagapost_chassis import escaping
 from sagapost_contracts import topology
 from sagapost_ops import errors
 from sagapost_ops.dlq import properties, wire
@@ -15,7 +15,6 @@ from sagapost_ops.dlq import properties, wire
 REPLAY_COUNT: Final = "x-replay-count"
 REPLAY_ID: Final = "x-replay-id"
 _SUFFIX: Final = topology.dead_letter_queue("")
-_NOT_SHOWN: Final = frozenset({"Cc", "Cf", "Co", "Cn", "Cs", "Zl", "Zp"})
 
 
 class _Body(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +71,7 @@ def work_queue(name: str) -> str:
     """
     found = name.removesuffix(_SUFFIX)
     if found not in topology.WORK_QUEUES:
-        raise errors.UnfitError(f"there is no queue {safe(name)!r}; the queues are {', '.join(topology.WORK_QUEUES)}")
+        raise errors.UnfitError(f"there is no queue {escaping.line(name)!r}; the queues are {', '.join(topology.WORK_QUEUES)}")
     return found
 
 
@@ -119,15 +118,6 @@ def groups(queue: str, found: Iterable[Letter]) -> list[Group]:
         for fingerprint, members in sorted_out.items()
     ]
     return sorted(made, key=lambda group: -group.count)
-
-
-def safe(text: str) -> str:
-    """Make a text harmless on a terminal: what is not shown, or moves others, becomes an escape; line ends stay."""
-    return "".join(sign if sign == "\n" or unicodedata.category(sign) not in _NOT_SHOWN else _escaped(sign) for sign in text)
-
-
-def _escaped(sign: str) -> str:
-    return sign.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 def _cause(found: properties.Properties, death: dict[str, Any]) -> tuple[str, str, str]:

@@ -238,8 +238,7 @@ def _send(course: _Course, letter: letters.Letter) -> None:
         course.is_under_way = False
         why = "there is no such queue; see ./sagapost topology check" if outcome == "unroutable" else "it is full; see ./sagapost status"
         raise errors.FailedError(
-            f"{course.queue} does not take {letters.safe(letter.id)}: {why}; "
-            f"it is still a dead letter, {course.sent} were replayed before it"
+            f"{course.queue} does not take {letter.id}: {why}; it is still a dead letter, {course.sent} were replayed before it"
         )
     asyncio.run(crashpoints.crashpoint("dlq.after_publish"))
     course.held.ack(letter)

@@ -137,4 +137,4 @@ def _refused(where: str, exc: wire.RefusedError) -> errors.CommandError:
 
 
 def _plain(exc: wire.WireError) -> str:
-    return letters.safe(str(exc).partition(" - ")[2] or str(exc)).replace("\n", " ")
+    return (str(exc).partition(" - ")[2] or str(exc)).replace("\n", " ")

@@ -4,38 +4,28 @@ import asyncio
 import time
 from typing import Final
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+from sagapost_ops import screen
 from sagapost_ops.load import sending
 
 _EVERY_S: Final = 0.25
 _LINE_EVERY_S: Final = 10.0
 
 
-async def show(console: Console, load: sending.Load, expected: int) -> None:
+async def show(console: screen.Screen, load: sending.Load, expected: int) -> None:
     """Draw a bar for each stage on a terminal, or print a line now and then elsewhere, until it is cancelled."""
     if not console.is_terminal:
         while True:
             await asyncio.sleep(_LINE_EVERY_S)
-            console.print(line(load))
-    columns = (
-        TextColumn("{task.description:>9}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console, transient=True) as bars:
-        tasks = [bars.add_task(name, total=expected, note="") for name in ("sent", "accepted", "ended")]
+            console.line(line(load))
+    with console.bars() as add_bar:
+        bars = [add_bar(f"{name:>9}", expected) for name in ("sent", "accepted", "ended")]
         while True:
             sent, accepted, ended = _counts(load)
             total = sent if load.sent.is_set() else max(expected, sent)
             failed = sum(load.errors.values())
-            for task, number, note in zip(
-                tasks, (sent, accepted, ended), ("", f"{failed:,} failed calls" if failed else "", load.note), strict=True
-            ):
-                bars.update(task, completed=number, total=total, note=note)
+            notes = ("", f"{failed:,} failed calls" if failed else "", load.note)
+            for bar, number, note in zip(bars, (sent, accepted, ended), notes, strict=True):
+                bar.update(completed=number, total=total, note=note)
             await asyncio.sleep(_EVERY_S)
 
 

@@ -6,8 +6,7 @@ import signal
 from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
-from rich.console import Console
-
+from sagapost_ops import screen
 from sagapost_ops.load import live, planning, sending, watching
 
 
@@ -20,7 +19,7 @@ class Wanted(NamedTuple):
     settle_s: float
 
 
-async def hold(load: sending.Load, wanted: Wanted, console: Console) -> None:
+async def hold(load: sending.Load, wanted: Wanted, console: screen.Screen) -> None:
     """Run a load."""
     showing = asyncio.create_task(live.show(console, load, wanted.expected))
     ending = asyncio.create_task(_give_up(load, wanted.settle_s))

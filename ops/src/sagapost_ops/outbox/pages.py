@@ -4,101 +4,94 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final
 
-from rich.console import Console
-from rich.text import Text
-
 from sagapost_ops import screen
 from sagapost_ops.outbox import queries, repair, replay, stats, times
 
 _KIB: Final = 1024
 
 
-def show_stats(console: Console, found: stats.Stats) -> None:
+def show_stats(console: screen.Screen, found: stats.Stats) -> None:
     """Print one database: cursors, ring, what stands aside, relays."""
-    console.print(Text(found.database, style="bold"))
+    console.line(found.database, style="bold")
     lines = [
         (f"  {line.shard}", line.owner or "nobody", str(line.epoch), _lease(line), _backlog(line), _oldest(line)) for line in found.shards
     ]
-    console.print(screen.table(("  shard", "held by", "epoch", "lease", "rows to publish", "oldest"), lines))
-    console.print()
-    console.print(
-        screen.table(("  partition", "filled since", "rows (about)", "size", "dead rows"), [_partition(line) for line in found.partitions])
-    )
+    console.table(("  shard", "held by", "epoch", "lease", "rows to publish", "oldest"), lines)
+    console.line()
+    console.table(("  partition", "filled since", "rows (about)", "size", "dead rows"), [_partition(line) for line in found.partitions])
     history = (
         "everything since the first message" if found.history_since is None else f"everything since {times.clock(found.history_since)}"
     )
-    console.print(Text(f"\n  history      {history}"), soft_wrap=True)
+    console.spaced(f"  history      {history}")
     aside = ", ".join(f"{line.rows} {line.state} ({line.reason}, the first {times.span(line.oldest_s)} ago)" for line in found.aside)
-    console.print(Text(f"  set aside    {aside or 'nothing'}"), soft_wrap=True)
-    console.print(Text(f"  relays       {', '.join(found.relays) or 'none is alive'}\n"), soft_wrap=True)
+    console.line(f"  set aside    {aside or 'nothing'}")
+    console.line(f"  relays       {', '.join(found.relays) or 'none is alive'}")
+    console.line()
 
 
-def show_attention(console: Console, sentences: Iterable[str]) -> None:
+def show_attention(console: screen.Screen, sentences: Iterable[str]) -> None:
     """Print what needs a person, or that nothing does."""
     said = list(sentences)
     for sentence in said:
-        console.print(Text(sentence, style="bold red"), soft_wrap=True)
+        console.line(sentence, style="bold red")
     if not said:
-        console.print("[bold green]Nothing needs a person.[/]")
+        console.line("Nothing needs a person.", style="bold green")
 
 
-def show_parked(console: Console, name: str, found: list[queries.Parked], total: int) -> None:
+def show_parked(console: screen.Screen, name: str, found: list[queries.Parked], total: int) -> None:
     """Print what stands aside in one database, three lines a message."""
     now = datetime.now(UTC)
     for line in found:
         tries = f"{line.attempts} {'try' if line.attempts == 1 else 'tries'}"
         then = f", again in {times.span((line.retry_at - now).total_seconds())}" if line.state == "waiting" else ""
         style = "bold red" if line.state == "parked" else "yellow"
-        head = Text.assemble((f"{name} {line.id}", "bold"), f"  {line.type} of {line.aggregate}  ", (f"{line.state}: {line.reason}", style))
         since = times.span((now - line.since).total_seconds())
-        console.print(Text.assemble(head, f", {tries} in {since}{then}"), soft_wrap=True)
-        console.print(
-            Text(f"  message {line.event_id}  routing key {line.routing_key}  made {times.clock(line.created_at)}"), soft_wrap=True
+        console.line(
+            screen.Styled(f"{name} {line.id}", "bold"),
+            f"  {line.type} of {line.aggregate}  ",
+            screen.Styled(f"{line.state}: {line.reason}", style),
+            f", {tries} in {since}{then}",
         )
+        console.line(f"  message {line.event_id}  routing key {line.routing_key}  made {times.clock(line.created_at)}")
         if line.detail:
-            console.print(Text(f"  {line.detail}", style="dim"), soft_wrap=True)
+            console.line(f"  {line.detail}", style="dim")
     if total > len(found):
-        console.print(Text(f"{name}: and {total - len(found)} more; see --limit"), soft_wrap=True)
+        console.line(f"{name}: and {total - len(found)} more; see --limit")
 
 
-def show_plan(console: Console, plan: replay.Plan, wanted: queries.Span) -> None:
+def show_plan(console: screen.Screen, plan: replay.Plan, wanted: queries.Span) -> None:
     """Print what a replay of one database would send."""
     messages = f"{plan.rows:,} confirmed {'message' if plan.rows == 1 else 'messages'}"
-    console.print(Text(f"{plan.database}: {messages} made since {times.clock(wanted.since)}", style="bold"), soft_wrap=True)
+    console.line(f"{plan.database}: {messages} made since {times.clock(wanted.since)}", style="bold")
     if plan.types:
         lines = [(f"  {kind.type}", f"{kind.rows:,}", times.clock(kind.first_at), times.clock(kind.last_at)) for kind in plan.types]
-        console.print(screen.table(("  type", "messages", "the first made", "the last made"), lines))
+        console.table(("  type", "messages", "the first made", "the last made"), lines)
     if plan.history_since is None:
-        console.print("  The ring still holds everything since the first message.")
+        console.line("  The ring still holds everything since the first message.")
     else:
         style = "yellow" if wanted.since < plan.history_since else ""
-        console.print(
-            Text(f"  The ring holds everything since {times.clock(plan.history_since)}; older messages may be gone.", style=style),
-            soft_wrap=True,
-        )
+        console.line(f"  The ring holds everything since {times.clock(plan.history_since)}; older messages may be gone.", style=style)
 
 
-def show_replayed(console: Console, done: replay.Done) -> None:
+def show_replayed(console: screen.Screen, done: replay.Done) -> None:
     """Print what was appended."""
     messages = f"{done.replayed:,} {'message is' if done.replayed == 1 else 'messages are'}"
-    console.print(Text(f"{done.database}: {messages} in the outbox again{', and being published' if done.relays else ''}."), soft_wrap=True)
+    console.line(f"{done.database}: {messages} in the outbox again{', and being published' if done.relays else ''}.")
     if not done.relays:
-        console.print(Text(no_relay(done.database)), soft_wrap=True)
+        console.line(no_relay(done.database))
     if done.missed:
-        console.print(
-            Text(f"{done.database}: {done.missed:,} left the ring before their turn and were not sent.", style="yellow"), soft_wrap=True
-        )
+        console.line(f"{done.database}: {done.missed:,} left the ring before their turn and were not sent.", style="yellow")
 
 
-def show_repair(console: Console, found: repair.Repair, *, is_done: bool) -> None:
+def show_repair(console: screen.Screen, found: repair.Repair, *, is_done: bool) -> None:
     """Print what a repair of one database did or would do."""
     if found.needed is None:
-        console.print(Text(f"{found.database}: the cursors were written in this PostgreSQL cluster; there is nothing to repair."))
+        console.line(f"{found.database}: the cursors were written in this PostgreSQL cluster; there is nothing to repair.")
         return
-    console.print(Text(f"{found.database}: {found.needed}", style="bold"))
+    console.line(f"{found.database}: {found.needed}", style="bold")
     lines = [(f"  {line.shard}", f"{line.confirmed:,}", f"{line.unconfirmed:,}") for line in found.shards]
     told = ("  shard", "confirmed", "published again") if is_done else ("  shard", "confirmed", "would be published again")
-    console.print(screen.table(told, lines))
+    console.table(told, lines)
 
 
 def no_relay(name: str) -> str:

@@ -4,10 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from sagapost_ops import screen
 from sagapost_ops.outbox import times
 from sagapost_ops.saga import advice, resources, words
 
@@ -17,6 +14,10 @@ _AT: Final = 11
 _WHO: Final = 16
 _STATE: Final = 19
 _EVENT: Final = 20
+_EVENT_AT: Final = 2
+_GAP: Final = 2
+_LISTED: Final = ("order", "state", "age", "next")
+_LISTED_WIDE: Final = ("money", "saga")
 _WORST: Final = "bold red"
 _STYLES: Final = {
     "notified": "green",
@@ -27,33 +28,26 @@ _STYLES: Final = {
 }
 
 
-def show_list(console: Console, found: Sequence[resources.Listed], now: datetime, *, more: bool, option: str) -> None:
+def show_list(console: screen.Screen, found: Sequence[resources.Listed], now: datetime, *, more: bool, option: str) -> None:
     """Print a table, the newest order first, and what to do next."""
     is_wide = console.width >= WIDE
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("order", justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("age", justify="right", no_wrap=True)
-    table.add_column("next", no_wrap=True)
-    if is_wide:
-        table.add_column("money", no_wrap=True)
-        table.add_column("saga", no_wrap=True)
-    table.add_column("meaning")
-    gap = "\n" if console.is_terminal else "; "  # a script wants one line for each
+    columns = [screen.Column(name, right=name in {"order", "age"}, whole=True) for name in _LISTED + (_LISTED_WIDE if is_wide else ())]
+    rows: list[tuple[screen.Cell, ...]] = []
     for one in found:
         wide = (words.money(one), one.saga_id) if is_wide else ()
         age = times.span((now - one.created_at).total_seconds())
-        state = Text(one.state, style=_STYLES.get(one.state, ""))
-        table.add_row(str(one.order_id), state, age, _next(one.deadline_at, now), *wide, _that_is(one, gap))
-    console.print(table)
-    console.print()
+        state = screen.Styled(one.state, _STYLES.get(one.state, ""))
+        meaning: screen.Cell = _meaning(one) if console.is_terminal else _joined(_meaning(one))  # a script wants one line for each
+        rows.append((str(one.order_id), state, age, _next(one.deadline_at, now), *wide, meaning))
+    console.table((*columns, "meaning"), rows, gap=_GAP)
+    console.line()
     if more:
-        console.print("There are more; see --limit.", soft_wrap=True)
+        console.line("There are more; see --limit.")
     worst = max(found, key=lambda one: (one.stuck, one.attention is not None))
-    console.print(Text(f"Why, and what to do: ./sagapost saga show {worst.order_id}{option}", style="dim"), soft_wrap=True)
+    console.line(f"Why, and what to do: ./sagapost saga show {worst.order_id}{option}", style="dim")
 
 
-def show_saga(console: Console, found: resources.Saga, now: datetime, *, option: str) -> None:
+def show_saga(console: screen.Screen, found: resources.Saga, now: datetime, *, option: str) -> None:
     """Print head, steps, the newest rows of the history, and what can be done."""
     show_head(console, found, now)
     _show_steps(console, found)
@@ -61,96 +55,98 @@ def show_saga(console: Console, found: resources.Saga, now: datetime, *, option:
     hidden = max(0, len(found.history) - SHOWN)
     if hidden:
         line = f"{'…':>{_AT}}  {hidden} earlier rows: ./sagapost saga history {found.order_id}{option}"
-        console.print(Text(line, style="dim"), soft_wrap=True)
+        console.line(line, style="dim")
     for row in found.history[hidden:]:
         show_row(console, found.created_at, row)
-    console.print()
+    console.line()
     show_advice(console, found, now, option=option)
 
 
-def show_head(console: Console, found: resources.Saga, now: datetime) -> None:
+def show_head(console: screen.Screen, found: resources.Saga, now: datetime) -> None:
     """Print what a saga is about and where it stands."""
-    state = (words.state(found.state), _STYLES.get(found.state, "bold"))
-    console.print(Text.assemble((f"Order {found.order_id}", "bold"), ": ", state, f" ({found.state})"), soft_wrap=True)
-    console.print(Text(f"saga {found.saga_id}, version {found.version}", style="dim"), soft_wrap=True)
-    console.print()
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column()
+    state = screen.Styled(words.state(found.state), _STYLES.get(found.state, "bold"))
+    console.line(screen.Styled(f"Order {found.order_id}", "bold"), ": ", state, f" ({found.state})")
+    console.line(f"saga {found.saga_id}, version {found.version}", style="dim")
+    console.line()
     refunded = "nothing refunded" if not found.refunded else f"{found.refunded} refunded"
-    table.add_row(" money", f"{found.captured} {found.currency} captured, {refunded}" if found.captured else "nothing charged so far")
+    money = f"{found.captured} {found.currency} captured, {refunded}" if found.captured else "nothing charged so far"
+    rows: list[tuple[screen.Cell, ...]] = [(" money", money)]
     if found.reason:
-        table.add_row(" reason", Text(words.explained(found.reason, words.REASONS)))
+        rows.append((" reason", words.explained(found.reason, words.REASONS)))
     if found.attention:
-        table.add_row(" attention", Text(words.attention(found), style=_WORST))
+        rows.append((" attention", screen.Styled(words.attention(found), _WORST)))
     if (coming := words.next_of(found, now)) is not None:
-        table.add_row(" next", Text(coming, style=_next(found.deadline_at, now).style))
-    table.add_row(" begun", f"{times.clock(found.created_at)}, {times.span((now - found.created_at).total_seconds())} ago")
+        rows.append((" next", screen.Styled(coming, _next(found.deadline_at, now).style)))
+    rows.append((" begun", f"{times.clock(found.created_at)}, {times.span((now - found.created_at).total_seconds())} ago"))
     if found.trace_id:
-        table.add_row(" trace", found.trace_id)
-    console.print(table)
-    console.print()
+        rows.append((" trace", found.trace_id))
+    console.table((screen.Column(whole=True), ""), rows, gap=_GAP)
+    console.line()
 
 
-def show_heading(console: Console) -> None:
+def show_heading(console: screen.Screen) -> None:
     """Print the heading of the history."""
-    _show_line(console, [Text(name, style="bold") for name in ("after", "who", "event", "state", "what happened")])
+    _show_line(console, [screen.Styled(name, "bold") for name in ("after", "who", "event", "state", "what happened")])
 
 
-def show_row(console: Console, began: datetime, row: resources.History) -> None:
+def show_row(console: screen.Screen, began: datetime, row: resources.History) -> None:
     """Print one row of the history: when, who, the state if it changed, and what; a wide terminal also has the event's name."""
     cells = [
-        Text(words.since((row.at - began).total_seconds()), style="dim"),
-        Text(words.who(row)),
-        Text(row.event, style="dim"),
-        Text(row.to if row.to != row.before else "", style=_STYLES.get(row.to, "bold")),
-        Text(words.happened(row), style="dim" if row.outcome == "ignored" else ""),
+        screen.Styled(words.since((row.at - began).total_seconds()), "dim"),
+        screen.Styled(words.who(row), ""),
+        screen.Styled(row.event, "dim"),
+        screen.Styled(row.to if row.to != row.before else "", _STYLES.get(row.to, "bold")),
+        screen.Styled(words.happened(row), "dim" if row.outcome == "ignored" else ""),
     ]
     _show_line(console, cells)
 
 
-def show_advice(console: Console, found: resources.Saga, now: datetime, *, option: str) -> None:
+def show_advice(console: screen.Screen, found: resources.Saga, now: datetime, *, option: str) -> None:
     """Print what can be done, each command on a line of its own that can be copied."""
     for said in advice.advise(found, now, option):
-        console.print(Text(said.says), soft_wrap=True)
+        console.line(said.says)
         if said.command:
-            console.print(Text(f"  {said.command}", style="cyan"), soft_wrap=True)
+            console.line(f"  {said.command}", style="cyan")
 
 
-def _show_line(console: Console, cells: Sequence[Text]) -> None:
+def _show_line(console: screen.Screen, cells: Sequence[screen.Styled]) -> None:
     """Print one line of the history as a table of its own, for the next one may be written much later."""
-    table = Table.grid(padding=(0, 2, 0, 0))
-    after, who, event, state, what = cells
-    table.add_column(width=_AT, justify="right", no_wrap=True)
-    table.add_column(width=_WHO)
-    if is_wide := console.width >= WIDE:
-        table.add_column(width=_EVENT, no_wrap=True)
-    table.add_column(width=_STATE, no_wrap=True)
-    table.add_column()
-    table.add_row(after, who, *((event,) if is_wide else ()), state, what)
-    console.print(table)
+    columns = (
+        screen.Column(width=_AT, right=True, whole=True),
+        screen.Column(width=_WHO),
+        screen.Column(width=_EVENT, whole=True),
+        screen.Column(width=_STATE, whole=True),
+        screen.Column(),
+    )
+    shown = [at for at in range(len(columns)) if at != _EVENT_AT or console.width >= WIDE]
+    console.table([columns[at] for at in shown], [[cells[at] for at in shown]], gap=_GAP)
 
 
-def _show_steps(console: Console, found: resources.Saga) -> None:
-    table = Table.grid(padding=(0, 2, 0, 0))
+def _show_steps(console: screen.Screen, found: resources.Saga) -> None:
+    rows: list[tuple[screen.Cell, ...]] = []
     for step in found.steps:
         took = "" if step.ms is None else f"{step.ms} ms" if step.ms < 1000 else words.since(step.ms / 1000)
         tried = "" if step.attempts is None else f"{step.attempts} {'try' if step.attempts == 1 else 'tries'}"
         style = {"failed": "red", "done": "green", "refunded": "green"}.get(step.state, "")
-        table.add_row(f" {step.name}", Text(step.state, style=style), took, tried)
-    console.print(table)
-    console.print()
+        rows.append((f" {step.name}", screen.Styled(step.state, style), took, tried))
+    console.table([""] * 4, rows, gap=_GAP)
+    console.line()
 
 
-def _next(at: datetime | None, now: datetime) -> Text:
+def _next(at: datetime | None, now: datetime) -> screen.Styled:
     said = words.due(at, now)
-    return Text(said, style=_WORST if said.endswith("overdue") else "")
+    return screen.Styled(said, _WORST if said.endswith("overdue") else "")
 
 
-def _that_is(one: resources.Listed, gap: str) -> Text:
-    said = Text(words.state(one.state))
+def _meaning(one: resources.Listed) -> list[screen.Part]:
+    said: list[screen.Part] = [words.state(one.state)]
     if one.attention:
-        said.append(gap).append(f"attention: {one.attention}", style=_WORST)
+        said.append(screen.Styled(f"attention: {one.attention}", _WORST))
     if one.stuck:
-        said.append(gap).append("stuck", style=_WORST)
+        said.append(screen.Styled("stuck", _WORST))
     return said
+
+
+def _joined(meaning: list[screen.Part]) -> str:
+    """Return the lines of a cell as one."""
+    return "; ".join(part if isinstance(part, str) else part.text for part in meaning)
