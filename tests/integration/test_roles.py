@@ -311,3 +311,26 @@ def test_an_idempotency_key_is_kept_until_it_has_expired(urls: Mapping[str, str]
         service.execute("DELETE FROM idempotency_keys WHERE key = 'old'")
 
         assert service.execute("SELECT key FROM idempotency_keys").fetchall() == [("young",)]
+
+
+def test_a_saga_moves_only_with_its_history(urls: Mapping[str, str], start_service: Start) -> None:
+    """The order service's role cannot change a saga's state, version or money without the row that says so; with it, it can."""
+    order = start_service(
+        "order", {"SAGAPOST_DATABASE_URL": urls["order_service"], "SAGAPOST_AMQP_URL": "amqp://nobody:nothing@127.0.0.1:1/"}
+    ).wait_ready()
+    placed = httpx.post(f"{order.url}/checkout", json=CART, headers={"Idempotency-Key": "one"}, timeout=20).json()
+
+    with psycopg.connect(urls["order_service"], autocommit=True) as conn:
+        for change in (
+            "state = 'compensating'",
+            "version = version + 1",
+            "state = 'paid', version = 2, captured = amount",
+            "captured = amount",
+        ):
+            with pytest.raises(errors.InsufficientPrivilege, match="no row in its history"):
+                conn.execute(sql.SQL("UPDATE sagas SET {}").format(sql.SQL(change)))
+    cancelled = httpx.post(f"{order.url}/orders/{placed['id']}/cancel", timeout=20)
+
+    assert cancelled.status_code == 202
+    with psycopg.connect(urls["order_service"]) as conn:
+        assert conn.execute("SELECT state, version FROM sagas").fetchall() == [("compensating", 2)]
