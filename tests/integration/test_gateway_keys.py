@@ -362,14 +362,15 @@ async def test_a_limited_client_takes_nothing_from_another(
 
 async def test_a_forged_host_is_in_no_answer(client: httpx.AsyncClient, make_key: Make) -> None:
     """Links and Location are paths: whoever lies about the host's name gets them nowhere."""
-    forged = {"Host": "evil.example", "X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "gopher", "Forwarded": "host=evil.example"}
+    forged = {"X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "gopher", "Forwarded": "host=evil.example"}
 
     placed = await client.post("/api/checkout", json=CART, headers={**make_key("shop"), **forged})
     missing = await client.get("/api/orders/999999999", headers=forged)
+    elsewhere = await client.get("/api/orders/999999999", headers={**forged, "Host": "evil.example"})
 
-    assert (placed.status_code, missing.status_code) == (202, 404)
+    assert (placed.status_code, missing.status_code, elsewhere.status_code) == (202, 404, 421)
     assert placed.headers["location"].startswith("/api/sagas/")
-    for answer in (placed, missing):
+    for answer in (placed, missing, elsewhere):
         assert "evil" not in f"{answer.text}{answer.headers}"
         assert "gopher" not in f"{answer.text}{answer.headers}"
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from litestar import types
 
-from sagapost_chassis import errors, settings
+from sagapost_chassis import errors, problems, settings
 from sagapost_gateway import cors, openapi, pages, problem_types
 from sagapost_gateway.settings import Settings
 
@@ -19,7 +19,7 @@ SOURCES = sorted(
 # a slug that is set, named as a type, or passed with its status
 SLUG = re.compile(
     r'slug(?:: ClassVar\[str\])? = "([a-z-]+)"|/problems/([a-z][a-z-]+)'
-    r'|\((?:request|"[a-z]+"), [0-9]{3}, "([a-z-]+)"|[0-9]{3}: \(?"([a-z-]+)"'
+    r'|\((?:request|scope, send|"[a-z]+"), [0-9]{3}, "([a-z-]+)"|[0-9]{3}: \(?"([a-z-]+)"'
 )
 SITE = "https://shop.example"
 
@@ -41,6 +41,25 @@ def test_every_problem_that_can_be_answered_has_a_page() -> None:
 
     assert {"malformed-request", "circuit-open", "price-changed", "internal-error", "rate-limited"} <= used()
     assert documented | used() == set(problem_types.KINDS)
+
+
+def test_each_type_has_one_title() -> None:
+    """RFC 9457, 3.1.3: the title is the type's. The table, the pages and the examples have the same one, and no other place has any."""
+    assert set(problem_types.KINDS) == set(problems.TITLES)
+    assert len(set(problems.TITLES.values())) == len(problems.TITLES)
+    for slug, kind in problem_types.KINDS.items():
+        assert (slug, kind.title) == (slug, problems.TITLES[slug])
+    written = re.compile(r"title=(?!problems\.TITLES|TITLES|kind)[^,\n]+")
+    made = [found for path in SOURCES for found in written.findall(path.read_text(encoding="utf-8"))]
+    assert made == []
+    shown = [
+        example["value"]
+        for methods in msgspec.json.decode(openapi.encoded())["paths"].values()
+        for operation in methods.values()
+        for answer in operation["responses"].values()
+        for example in answer.get("content", {}).get("application/problem+json", {}).get("examples", {}).values()
+    ]
+    assert {one["title"] for one in shown} <= set(problems.TITLES.values())
 
 
 def test_a_page_says_what_the_answer_says() -> None:

@@ -4,10 +4,9 @@ import hashlib
 import hmac
 from typing import Final
 
-import msgspec
 from litestar import enums, types
 
-from sagapost_chassis import problems, telemetry
+from sagapost_chassis import problems
 
 HEADER: Final = "Sagapost-Secret"
 _NAME: Final = HEADER.lower().encode()
@@ -52,19 +51,5 @@ def _digest(secret: bytes) -> bytes:
 
 
 async def _refuse(scope: types.HTTPScope, send: types.Send) -> None:
-    problem = problems.Problem(
-        type="/problems/unauthorized",
-        title="Credentials are missing or wrong",
-        status=401,
-        detail=f"This service answers the gateway and services of ours, which send {HEADER}.",
-        instance=scope["path"][:200],
-        trace_id=telemetry.current_trace_id(),
-    )
-    body = msgspec.json.encode(problem)
-    told = [
-        (b"content-type", problems.MEDIA_TYPE.encode()),
-        (b"content-length", str(len(body)).encode()),
-        (b"www-authenticate", HEADER.encode()),
-    ]
-    await send({"type": "http.response.start", "status": 401, "headers": told})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body, "more_body": False})
+    detail = f"This service answers the gateway and services of ours, which send {HEADER}."
+    await problems.refuse(scope, send, 401, "unauthorized", detail, headers=[(b"www-authenticate", HEADER.encode())])

@@ -1,11 +1,12 @@
 """Errors over HTTP: every failure becomes application/problem+json (RFC 9457) that carries nothing internal."""
 
 import http
+from collections.abc import Sequence
 from typing import Any, Final
 
 import litestar
 import msgspec
-from litestar import exceptions
+from litestar import exceptions, types
 
 from sagapost_chassis import errors, telemetry, web_lines
 from sagapost_chassis.errors import FieldError
@@ -18,6 +19,7 @@ TITLES: Final = {
     "idempotency-key-invalid": "The Idempotency-Key header cannot be used",
     "unauthorized": "Credentials are missing or wrong",
     "insufficient-scope": "These credentials do not allow this",
+    "cross-site-request": "A page of another site may not do this",
     "not-found": "There is nothing here",
     "method-not-allowed": "This method is not allowed here",
     "request-timeout": "The request took too long",
@@ -27,6 +29,7 @@ TITLES: Final = {
     "version-mismatch": "The saga has another version",
     "payload-too-large": "The body is too large",
     "unsupported-media-type": "Only application/json without a content encoding is read",
+    "misdirected-request": "This is not the host that was asked for",
     "validation-failed": "The request does not fit",
     "price-changed": "A price has changed",
     "unknown-product": "There is no such product",
@@ -87,6 +90,33 @@ def answer(
         errors=fields,
     )
     return litestar.Response(msgspec.json.encode(body), status_code=status, media_type=MEDIA_TYPE, headers=headers)
+
+
+async def refuse(
+    scope: types.HTTPScope,
+    send: types.Send,
+    status: int,
+    slug: str,
+    detail: str,
+    *,
+    headers: Sequence[tuple[bytes, bytes]] = (),
+    trace_id: str | None = None,
+) -> None:
+    """Send the problem answer for what no handler will see; without a `trace_id` with that of the running span."""
+    web_lines.note(scope, problem=slug)
+    body = msgspec.json.encode(
+        Problem(
+            type=f"/problems/{slug}",
+            title=TITLES[slug],
+            status=status,
+            detail=detail,
+            instance=scope["path"][:200],
+            trace_id=trace_id or telemetry.current_trace_id(),
+        )
+    )
+    told = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode()), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": told})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body, "more_body": False})
 
 
 def _domain(request: Request, exc: errors.DomainError) -> litestar.Response[bytes]:

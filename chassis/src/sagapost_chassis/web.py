@@ -11,7 +11,7 @@ from litestar import types
 from litestar.openapi import OpenAPIConfig
 from opentelemetry.trace import SpanKind
 
-from sagapost_chassis import internal, problems, telemetry, web_lines
+from sagapost_chassis import internal, problems, sites, telemetry, web_lines
 
 GONE: Final = "sagapost.gone"  # an extension of the ASGI scope: whether the client has closed the connection
 MAX_BODY_BYTES: Final = 64 * 1024
@@ -36,10 +36,11 @@ def app(
     middleware: Sequence[types.Middleware] = (),
     named: Mapping[str, str] = {},
     secret: str = "",
+    guard: sites.Guard | None = None,
 ) -> types.ASGIApp:
     """Build the application around the route handlers; `named` are fields of the log line and the request headers that they come from.
 
-    With a `secret` only callers that send it reach the handlers, see internal.guarding.
+    With a `secret` only callers that send it reach the handlers, see internal.guarding; what `guard` refuses reaches none either.
     """
     inner = litestar.Litestar(
         list(handlers),
@@ -49,7 +50,8 @@ def app(
         logging_config=None,
         middleware=list(middleware),
     )
-    return traced(internal.guarding(inner, secret), named)
+    guarded = internal.guarding(inner, secret)
+    return traced(guard(guarded) if guard else guarded, named)
 
 
 def is_gone(scope: types.Scope) -> bool:

@@ -27,7 +27,7 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
         stream_max_s=config.stream_max_s,
         secret=config.internal_secret,
     ) as order:
-        application = app.build(order, env=config.env, mailbox_url=config.mailbox_url, origins=config.origins())
+        application = app.build(order, env=config.env, mailbox_url=config.mailbox_url, origins=config.origins(), hosts=config.hosts())
         async with asyncio.TaskGroup() as group:
             group.create_task(order.run(stop))
             for port, variable in ((config.port, "PORT"), (config.page_port, "PAGE_PORT")):

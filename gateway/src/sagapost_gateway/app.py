@@ -6,11 +6,10 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 import litestar
-import msgspec
 from litestar import enums, handlers, types
 
-from sagapost_chassis import health, ids, problems, web, web_lines
-from sagapost_gateway import admission, api, cors, edge, errors, gate, openapi, pages, upstream
+from sagapost_chassis import health, ids, problems, sites, web, web_lines
+from sagapost_gateway import admission, api, cors, edge, errors, gate, holding, openapi, pages, upstream
 
 HOLD_S: Final = 1.0  # as long as Retry-After says
 MAX_HELD: Final = 1000
@@ -26,8 +25,10 @@ _READING: Final = ("GET", "HEAD", "OPTIONS")  # they may wait long for news, and
 _HTTPS_ONLY: Final = (b"strict-transport-security", b"max-age=31536000")
 
 
-def build(order: upstream.Order, *, env: str, mailbox_url: str, origins: Collection[str] = ()) -> types.ASGIApp:
-    """Put the application together around the order service's client; pages of `origins` may use it from browsers."""
+def build(
+    order: upstream.Order, *, env: str, mailbox_url: str, origins: Collection[str] = (), hosts: Collection[str] = ()
+) -> types.ASGIApp:
+    """Put the application together around the order service's client; pages of `origins` may use it from browsers, under one of `hosts`."""
     secure = (*web.SECURE_HEADERS, _HTTPS_ONLY) if env == "production" else web.SECURE_HEADERS
     routed = fronted(
         web.app(
@@ -36,11 +37,12 @@ def build(order: upstream.Order, *, env: str, mailbox_url: str, origins: Collect
                 *health.routes("gateway", {"order": _Kept(order.alive)}, mode=env),
                 *pages.routes(env=env, mailbox_url=mailbox_url),
                 _document(env),
-            ]
+            ],
+            guard=sites.guarding(env, hosts, origins),
         ),
         shop=env == "development",
     )
-    return secured(cors.allowing(shedding(routed, order.busy, order.room), origins), secure)
+    return secured(cors.allowing(holding.holding(shedding(routed, order.busy, order.room)), origins), secure)
 
 
 class _Kept:
@@ -148,22 +150,7 @@ def shedding(inner: types.ASGIApp, busy: Callable[[], bool], room: int) -> types
 
 async def _refused(scope: types.HTTPScope, send: types.Send) -> None:
     web_lines.REFUSALS.labels("overloaded").inc()
-    problem = problems.Problem(
-        type="/problems/overloaded",
-        title=problems.TITLES["overloaded"],
-        status=503,
-        detail=gate.DETAIL,
-        instance=scope["path"][:200],
-        trace_id=ids.uuid7().hex,
-    )
-    body = msgspec.json.encode(problem)
-    headers = [
-        (b"content-type", problems.MEDIA_TYPE.encode()),
-        (b"content-length", str(len(body)).encode()),
-        (b"retry-after", b"1"),
-    ]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body, "more_body": False})
+    await problems.refuse(scope, send, 503, "overloaded", gate.DETAIL, headers=[(b"retry-after", b"1")], trace_id=ids.uuid7().hex)
 
 
 def fronted(inner: types.ASGIApp, *, shop: bool) -> types.ASGIApp:

@@ -2,58 +2,37 @@
 
 from typing import Final
 
+from sagapost_chassis import problems
+
 SAGA_ID: Final = "0193b1c2-7d4e-7a10-9f0e-5f2f6c1d8a11"
 _TRACE_ID: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
 _CREATED_AT: Final = "2026-11-22T10:41:07.412Z"
 _PAID_AT: Final = "2026-11-22T10:41:08.447Z"
 _DONE_AT: Final = "2026-11-22T10:41:10.502Z"
 
-_TITLES: Final = {
-    "malformed-request": ("The request cannot be read", "The body is not JSON: it breaks at character 17."),
-    "idempotency-key-invalid": (
-        "The Idempotency-Key header cannot be used",
-        "Send one Idempotency-Key of 1 to 255 visible ASCII characters, bare or in double quotes, without commas.",
-    ),
-    "unauthorized": ("Credentials are missing or wrong", "Nobody has this key, or it was revoked."),
-    "insufficient-scope": ("These credentials do not allow this", "This key does not have the scope ops:write."),
-    "rate-limited": ("Too many calls", "This client may make 50 calls a second, and 100 at once. Try again in 1 s."),
-    "circuit-open": ("The order service is given time to recover", "Nothing was done. Try again in a second."),
-    "not-found": ("There is nothing here", "There is nothing with this identifier."),
-    "idempotency-in-progress": (
-        "The first request with this key is still running",
-        "Repeat the request in a moment: it will get the first one's answer.",
-    ),
-    "order-not-cancellable": (
-        "The order cannot be cancelled any more",
-        "The order is finished, and the time in which it could be cancelled is over.",
-    ),
-    "saga-action-not-possible": (
-        "The saga is in a state in which this does nothing",
-        "A saga that is notified has no use for this action; the history says that it was tried.",
-    ),
-    "version-mismatch": ("The saga has another version", "The saga has version 4, not 3: look again before you act."),
-    "overloaded": ("Too much is being asked at once", "Nothing was done. Try again in a second."),
-    "request-timeout": ("The body took too long", "Send the whole body within 10 seconds."),
-    "payload-too-large": ("The body is too large", "A body may have at most 8192 bytes."),
-    "unsupported-media-type": (
-        "Only application/json without a content encoding is read",
-        "Send the body as Content-Type: application/json.",
-    ),
-    "validation-failed": ("The request does not fit", "`errors` points at what is wrong."),
-    "price-changed": ("A price has changed", "The catalogue has another price: /items/0/price is now 1299.99."),
-    "idempotency-key-reused": (
-        "The idempotency key has been used for another request",
-        "Take a new key for a new cart; the same key repeats the same body.",
-    ),
-    "unknown-product": ("There is no such product", "The cart holds a product that is not in the catalogue."),
-    "order-service-unavailable": (
-        "The order service is unavailable",
-        "The order service cannot be reached or failed. Try again in a moment.",
-    ),
-    "upstream-timeout": (
-        "The order service did not answer in time",
-        "Whether the request took effect is not known; look before you repeat it.",
-    ),
+_DETAILS: Final = {
+    "malformed-request": "The body is not JSON: it breaks at character 17.",
+    "idempotency-key-invalid": "Send one Idempotency-Key of 1 to 255 visible ASCII characters, bare or in double quotes, without commas.",
+    "unauthorized": "Nobody has this key, or it was revoked.",
+    "insufficient-scope": "This key does not have the scope ops:write.",
+    "cross-site-request": "A page of another site may change something only when SAGAPOST_CORS_ORIGINS names its origin.",
+    "rate-limited": "This client may make 50 calls a second, and 100 at once. Try again in 1 s.",
+    "circuit-open": "Nothing was done. Try again in a second.",
+    "not-found": "There is nothing with this identifier.",
+    "idempotency-in-progress": "Repeat the request in a moment: it will get the first one's answer.",
+    "order-not-cancellable": "The order is finished, and the time in which it could be cancelled is over.",
+    "saga-action-not-possible": "A saga that is notified has no use for this action; the history says that it was tried.",
+    "version-mismatch": "The saga has version 4, not 3: look again before you act.",
+    "overloaded": "Nothing was done. Try again in a second.",
+    "request-timeout": "Send the whole body within 10 seconds.",
+    "payload-too-large": "A body may have at most 8192 bytes.",
+    "unsupported-media-type": "Send the body as Content-Type: application/json.",
+    "validation-failed": "`errors` points at what is wrong.",
+    "price-changed": "The catalogue has another price: /items/0/price is now 1299.99.",
+    "idempotency-key-reused": "Take a new key for a new cart; the same key repeats the same body.",
+    "unknown-product": "The cart holds a product that is not in the catalogue.",
+    "order-service-unavailable": "The order service cannot be reached or failed. Try again in a moment.",
+    "upstream-timeout": "Whether the request took effect is not known; look before you repeat it.",
 }
 _WRONG: Final = {
     "/api/checkout": {"pointer": "/items/0/quantity", "code": "out_of_range"},
@@ -203,12 +182,11 @@ UNREADY: Final = {"service": "gateway", "mode": "production", "status": "unready
 
 def problem(slug: str, status: int, path: str) -> dict[str, object]:
     """Give an example of one kind of error answer."""
-    title, detail = _TITLES[slug]
     body: dict[str, object] = {
         "type": f"/problems/{slug}",
-        "title": title,
+        "title": problems.TITLES[slug],
         "status": status,
-        "detail": detail,
+        "detail": _DETAILS[slug],
         "instance": path.replace("{saga_id}", SAGA_ID).replace("{order_id}", "1042").replace("{product_id}", "1"),
         "trace_id": _TRACE_ID,
     }

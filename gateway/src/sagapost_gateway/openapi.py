@@ -16,6 +16,7 @@ _STATUSES: Final = {
     "idempotency-key-invalid": 400,
     "unauthorized": 401,
     "insufficient-scope": 403,
+    "cross-site-request": 403,
     "not-found": 404,
     "request-timeout": 408,
     "idempotency-in-progress": 409,
@@ -24,6 +25,7 @@ _STATUSES: Final = {
     "version-mismatch": 412,
     "payload-too-large": 413,
     "unsupported-media-type": 415,
+    "misdirected-request": 421,
     "validation-failed": 422,
     "price-changed": 422,
     "unknown-product": 422,
@@ -129,6 +131,8 @@ def _answers(operation: Operation) -> dict[str, Json]:
     if operation.unready:
         answers["503"] = _answer(operation, "Not ready.", examples.UNREADY, ())
     slugs = (*_GUARDED, *operation.errors) if operation.scope else operation.errors
+    if operation.method == "post":
+        slugs = (*slugs, "cross-site-request")
     for status in sorted({_STATUSES[slug] for slug in slugs}):
         answers[str(status)] = _problem(status, [slug for slug in slugs if _STATUSES[slug] == status], operation)
     return answers

@@ -44,6 +44,12 @@ KINDS: Final[dict[str, Kind]] = {
         meaning="The key is good, but it has not the scope that this operation needs.",
         remedy="Use a key with that scope, or ask whoever made the key.",
     ),
+    "cross-site-request": Kind(
+        status=403,
+        title=problems.TITLES["cross-site-request"],
+        meaning="A browser sent the request for a page of another site, as Origin or Sec-Fetch-Site says. Nothing was done.",
+        remedy="Call the API from your own server, or let the operator name the page's origin in SAGAPOST_CORS_ORIGINS.",
+    ),
     "not-found": Kind(
         status=404,
         title=problems.TITLES["not-found"],
@@ -83,7 +89,7 @@ KINDS: Final[dict[str, Kind]] = {
     "version-mismatch": Kind(
         status=412,
         title=problems.TITLES["version-mismatch"],
-        meaning="The saga has moved since it was looked at, or If-Match is missing.",
+        meaning="The saga has another version than the one in If-Match: it has moved since it was looked at.",
         remedy="Look again, then send the version you see as If-Match.",
     ),
     "payload-too-large": Kind(
@@ -97,6 +103,12 @@ KINDS: Final[dict[str, Kind]] = {
         title=problems.TITLES["unsupported-media-type"],
         meaning="The body is announced as another type, in another character set, or as compressed.",
         remedy="Send plain UTF-8 JSON with Content-Type: application/json and no Content-Encoding.",
+    ),
+    "misdirected-request": Kind(
+        status=421,
+        title=problems.TITLES["misdirected-request"],
+        meaning="The gateway does not answer to the host in the Host header. In development it answers to loopback names only.",
+        remedy="Use another address, or let the operator name the host in SAGAPOST_ALLOWED_HOSTS.",
     ),
     "validation-failed": Kind(
         status=422,

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from sagapost_chassis import settings
+from sagapost_chassis import settings, sites
 
 _ORIGIN: Final = re.compile(r"\Ahttps?://[^/?#@\s]+/?\Z")
 _SITE: Final = re.compile(r"\Ahttps?://[a-z0-9.-]+(?::[0-9]{1,5})?\Z")
@@ -17,7 +17,9 @@ class Settings(settings.Internal, frozen=True, kw_only=True):
     calls wait shortly for one. One client has at most `max_waiting_per_client` of those who wait (0: a tenth), and a stream ends after
     `stream_max_s`. `breaker_failures` of a client in a row open its breaker. `max_open` connections may clients hold on each port; one
     that is idle is closed after `keep_alive_s`, longer than proxies keep theirs.
-    `cors_origins` names, separated by spaces or commas, the sites whose pages may use the API.
+    `cors_origins` names, separated by spaces or commas, the sites whose pages may use the API, `allowed_hosts` the hosts that are answered
+    beside loopback ones; production without any answers every host. `development_hosts` are answered in development as well: a container's
+    name, which would shut out everybody else in production.
     """
 
     port: int = 9000
@@ -33,6 +35,8 @@ class Settings(settings.Internal, frozen=True, kw_only=True):
     breaker_failures: int = 5
     max_open: int = 4096
     cors_origins: str = ""
+    allowed_hosts: str = ""
+    development_hosts: str = ""
     mailbox_url: str = ""
 
     def __post_init__(self) -> None:
@@ -43,6 +47,7 @@ class Settings(settings.Internal, frozen=True, kw_only=True):
         if self.mailbox_url and not _LINK.match(self.mailbox_url):
             raise ValueError("SAGAPOST_MAILBOX_URL must be an http or https URL")
         self._check_numbers()
+        self.hosts()
         for origin in self.origins():
             if not _SITE.match(origin):
                 raise ValueError("SAGAPOST_CORS_ORIGINS must name origins like https://shop.example, without a path, and not *")
@@ -63,3 +68,8 @@ class Settings(settings.Internal, frozen=True, kw_only=True):
     def origins(self) -> tuple[str, ...]:
         """Give the sites whose pages may use the API."""
         return tuple(self.cors_origins.replace(",", " ").split())
+
+    def hosts(self) -> frozenset[str]:
+        """Return the names under which the gateway is called, beside those of loopback."""
+        found, more = sites.names(self.allowed_hosts), sites.names(self.development_hosts)
+        return found | more if self.env == settings.DEVELOPMENT else found

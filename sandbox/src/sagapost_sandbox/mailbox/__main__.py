@@ -5,7 +5,7 @@ import os
 import pathlib
 import ssl
 
-from sagapost_chassis import lifecycle
+from sagapost_chassis import lifecycle, sites
 from sagapost_chassis import settings as environment
 from sagapost_sandbox.mailbox import api, settings, smtp, store
 
@@ -34,7 +34,8 @@ def main() -> None:
             except OSError as exc:
                 environment.exit_with(f"SMTP cannot listen on {config.host}:{config.smtp_port}: {exc.strerror}")
             try:
-                await lifecycle.serve(api.app(mails, conduct, back=config.shop_url), config.host, config.port, stop)
+                guarded = sites.guarding(config.env, config.hosts())(api.app(mails, conduct, back=config.shop_url))
+                await lifecycle.serve(guarded, config.host, config.port, stop)
             finally:
                 listener.close()
 

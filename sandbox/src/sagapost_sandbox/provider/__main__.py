@@ -4,7 +4,7 @@ import asyncio
 import os
 import pathlib
 
-from sagapost_chassis import lifecycle
+from sagapost_chassis import lifecycle, sites
 from sagapost_chassis import settings as environment
 from sagapost_sandbox.provider import api, books, desk, settings
 
@@ -16,7 +16,8 @@ def main() -> None:
     async def serve(stop: asyncio.Event) -> None:
         async with books.opened(pathlib.Path(config.provider_ledger)) as opened:
             counter = desk.Desk(opened, config.provider_delay_s, stop)
-            await lifecycle.serve(api.app(counter), config.host, config.port, stop)
+            guarded = sites.guarding(config.env, config.hosts())(api.app(counter))
+            await lifecycle.serve(guarded, config.host, config.port, stop)
 
     lifecycle.run("provider", config, serve)
 
