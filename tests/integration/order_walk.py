@@ -159,6 +159,7 @@ def _message(order: domain.Order, step: str) -> events.Message:
             user_email=order.user_email,
             items=order.items,
         ),
+        states.PAYMENT_FAILED: events.PaymentFailed(**about, payment_version=1, code="card_declined", reason="declined"),
         states.PAYMENT_VOIDED: events.PaymentVoided(**about, payment_version=1, code="cancelled", reason="cancelled"),
         states.PAYMENT_REFUNDED: events.PaymentRefunded(**about, amount=PRICE, payment_version=2, refund_id="re"),
         states.REFUND_FAILED: events.RefundFailed(**about, amount=PRICE, payment_version=2, code="refused", permanent=True),

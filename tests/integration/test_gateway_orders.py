@@ -1,6 +1,7 @@
 """The list of a client's own orders through the gateway: newest first, in pages, by status, and nobody else's."""
 
 from collections.abc import AsyncGenerator, Generator, Mapping
+from decimal import Decimal
 from pathlib import Path
 
 import httpx
@@ -11,10 +12,12 @@ from integration import order_walk, pool_kit
 from sagapost_chassis import db
 from sagapost_contracts import access
 from sagapost_ops.keys import queries
-from sagapost_order import states
+from sagapost_order import domain, handlers, states
 from sagapost_sandbox.testing import servers, services
 
 pytestmark = pytest.mark.anyio
+
+LINES_MAX = 150  # a page ends with the order that brings its lines to 100, and an order has at most 50
 
 
 @pytest.fixture
@@ -95,3 +98,22 @@ async def test_a_client_lists_its_own_orders_newest_first(client: httpx.AsyncCli
     assert nobodys == {"items": [], "next_cursor": None}
     assert whole["items"][0] == one
     assert wrong == [422] * 7
+
+
+async def test_a_page_of_large_orders_ends_early(client: httpx.AsyncClient, pool: db.Pool, dsn: str) -> None:
+    """A page of orders with many lines holds fewer orders than were asked for, and the pages together hold each order once."""
+    products = (await client.get("/api/products")).json()
+    items = tuple(domain.CheckoutItem(product_id=one["id"], quantity=1, price=Decimal(one["price"])) for one in products)
+    large = domain.CheckoutRequest(user_id=1, user_email="test@example.com", items=items, payment_method="pm_card_ok")
+    placed = [(await handlers.checkout(pool, large, pay_window_s=900, started_s=0, client="shop")).id for _ in range(30)]
+    headers = key_of(dsn, "shop")
+
+    pages, cursor = [], ""
+    while cursor is not None:
+        page = (await client.get("/api/orders", params={"limit": "100"} | ({"cursor": cursor} if cursor else {}), headers=headers)).json()
+        pages.append(page["items"])
+        cursor = page["next_cursor"]
+
+    assert [one["id"] for page in pages for one in page] == placed[::-1]
+    assert {len(one["items"]) for page in pages for one in page} == {len(products)}
+    assert max(sum(len(one["items"]) for one in page) for page in pages) < LINES_MAX

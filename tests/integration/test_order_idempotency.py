@@ -330,3 +330,15 @@ def test_gateway_passes_it_on(
     assert (running.headers["retry-after"], running.json()["instance"]) == ("1", path)
     assert (is_replay(again), same(first.result(), again)) == (True, True)
     assert (reused.status_code, reused.json()["type"]) == (422, "/problems/idempotency-key-reused")
+
+
+def test_a_repetition_keeps_status_and_body_whatever_became_of_the_order(service: services.Service) -> None:
+    """The order is cancelled meanwhile: the repetition is still the first 202 with `pending`, byte for byte; the order itself says more."""
+    first = checkout(service.url)
+    cancelled = httpx.post(f"{service.url}/orders/{first.json()['id']}/cancel", timeout=20)
+    again = checkout(service.url)
+    now = httpx.get(f"{service.url}/orders/{first.json()['id']}/status", timeout=20).json()
+
+    assert (first.status_code, cancelled.status_code, again.status_code) == (202, 202, 202)
+    assert (is_replay(again), same(first, again), again.json()["status"]) == (True, True, "pending")
+    assert now["status"] == "cancelling"

@@ -36,7 +36,14 @@ def routes(pool: db.Pool, policy: states.Policy, pay_window_s: float, behind_s: 
         parsed, client = domain.parse_checkout(body), saga_api.client_of(request)
         if key is None:
             order = await handlers.checkout(
-                pool, parsed, pay_window_s=pay_window_s, started_s=started_s, client=client, behind_s=behind_s(), gone=gone
+                pool,
+                parsed,
+                pay_window_s=pay_window_s,
+                started_s=started_s,
+                client=client,
+                behind_s=behind_s(),
+                most_declines=policy.declines_per_user_hour,
+                gone=gone,
             )
             return _answered(resources.accepted(order))
         once = domain.IdempotencyKey(client=client, key=key, fingerprint=domain.fingerprint(parsed))
@@ -48,6 +55,7 @@ def routes(pool: db.Pool, policy: states.Policy, pay_window_s: float, behind_s: 
             pay_window_s=pay_window_s,
             started_s=started_s,
             behind_s=behind_s(),
+            most_declines=policy.declines_per_user_hour,
             gone=gone,
         )
         return _answered(answer if key[0] != _OURS else msgspec.structs.replace(answer, replayed=False))
@@ -99,7 +107,8 @@ async def _page(pool: db.Pool, request: problems.Request) -> resources.Orders:
     limit = saga_api.number(query.get("limit", str(_LIST)), "limit", LIST_MAX)
     before = saga_api.number(query["cursor"], "cursor", domain.MAX_ID) if "cursor" in query else domain.MAX_ID
     found = await handlers.get_orders(pool, saga_api.client_of(request), status=status, before=before, limit=limit)
-    return resources.orders(found, more=len(found) == limit)
+    is_full = sum(len(one.items) for one in found) >= domain.PAGE_LINES
+    return resources.orders(found, more=is_full or len(found) == limit)
 
 
 def _answered(answer: domain.Answer) -> litestar.Response[bytes]:

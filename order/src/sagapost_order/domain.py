@@ -18,6 +18,7 @@ from sagapost_order import errors, strictjson
 MAX_ID: Final = 2**63 - 1
 MAX_LINES: Final = 50
 MAX_QUANTITY: Final = 100
+PAGE_LINES: Final = 100  # a page of the list of orders ends when it holds so many lines
 DEFAULT_PAYMENT_METHOD: Final = "pm_card_ok"
 KEYS_KEPT: Final = timedelta(days=7)
 

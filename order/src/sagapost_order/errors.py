@@ -14,7 +14,8 @@ FailureError
 │   ├── RequestInvalidError          422 validation-failed
 │   ├── KeyReusedError               422 idempotency-key-reused
 │   ├── PriceChangedError            422 price-changed
-│   └── UnknownProductError          422 unknown-product
+│   ├── UnknownProductError          422 unknown-product
+│   └── TooManyDeclinesError         429 rate-limited
 ├── TransientError                   worth another try
 │   ├── NotStoredError               the commit broke, and the order is not there
 │   ├── SagaMissingError             a message came before its saga could be seen
@@ -82,7 +83,7 @@ class NoSuchActionError(errors.DomainError):
 
 
 class VersionMismatchError(errors.DomainError):
-    """The saga is not the one that the operator looked at any more, or the request does not say which one that was."""
+    """The saga has another version than the one that the operator looked at."""
 
     slug: ClassVar[str] = "version-mismatch"
     status: ClassVar[int] = 412
@@ -127,6 +128,17 @@ class UnknownProductError(errors.DomainError):
 
     slug: ClassVar[str] = "unknown-product"
     status: ClassVar[int] = 422
+
+
+class TooManyDeclinesError(errors.DomainError):
+    """Too many payments of this user were declined within the last hour, or are open."""
+
+    slug: ClassVar[str] = "rate-limited"
+    status: ClassVar[int] = 429
+
+    def __init__(self, wait_s: int) -> None:
+        detail = "Too many payments of this user were declined within the last hour. Nothing was ordered."
+        super().__init__(detail, headers={"Retry-After": str(wait_s)})
 
 
 class NotStoredError(errors.TransientError):

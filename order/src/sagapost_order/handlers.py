@@ -45,6 +45,7 @@ async def checkout(
     started_s: float,
     client: str = access.DEMO,
     behind_s: float = 0,
+    most_declines: int = 0,
     gone: Callable[[], bool] = _there,
 ) -> domain.Order:
     """Place an order: order, lines, saga, history and OrderCreated in one transaction, all at the transaction's one instant.
@@ -52,8 +53,10 @@ async def checkout(
     Nothing is written when `gone()` says that the client has gone away before the first statement.
     `started_s` is the perf counter at the start of the request: what passed until the INSERT is the order's
     processing_duration_ms, because the row has to be written before its commit can be timed. `behind_s`: see saga.first_facts.
+    `most_declines`: so many declined or open payments of the user within an hour refuse the order; 0: no limit.
 
     Raises:
+        TooManyDeclinesError: nothing was written.
         UnknownProductError, PriceChangedError, RequestInvalidError: nothing was written.
         UnavailableError, NotStoredError: nothing was written.
 
@@ -62,7 +65,7 @@ async def checkout(
 
     async def place(conn: db.Connection) -> _Written[domain.Order]:
         _require_client(gone)
-        return await _place(conn, request, saga_id, pay_window_s, started_s, client=client, behind_s=behind_s)
+        return await _place(conn, request, saga_id, pay_window_s, started_s, client=client, behind_s=behind_s, most_declines=most_declines)
 
     return await _store(pool, saga_id, place)
 
@@ -76,6 +79,7 @@ async def checkout_once(
     pay_window_s: float,
     started_s: float,
     behind_s: float = 0,
+    most_declines: int = 0,
     gone: Callable[[], bool] = _there,
 ) -> domain.Answer:
     """Place an order and keep its answer under the key, in one transaction; give the kept answer to whoever repeats the key.
@@ -86,7 +90,7 @@ async def checkout_once(
     Raises:
         KeyInProgressError: the first request with this key has not ended; nobody waits for it, nothing was written.
         KeyReusedError: the key belongs to another body; nothing was written.
-        UnknownProductError, PriceChangedError, RequestInvalidError: nothing was written, the key is free.
+        UnknownProductError, PriceChangedError, RequestInvalidError, TooManyDeclinesError: nothing was written, the key is free.
         UnavailableError, NotStoredError: nothing was written, the key is free.
 
     """
@@ -102,7 +106,9 @@ async def checkout_once(
             return _Written(outcome=kept.answer, xid=None)
         if not alone:
             raise errors.KeyInProgressError
-        placed = await _place(conn, request, saga_id, pay_window_s, started_s, client=key.client, behind_s=behind_s)
+        placed = await _place(
+            conn, request, saga_id, pay_window_s, started_s, client=key.client, behind_s=behind_s, most_declines=most_declines
+        )
         first = answer(placed.outcome)
         if not await queries.keep_answer(conn, key, first, placed.outcome.id):
             raise errors.KeyInProgressError
@@ -242,7 +248,11 @@ async def _place(
     *,
     client: str,
     behind_s: float,
+    most_declines: int,
 ) -> _Written[domain.Order]:
+    wait_s = await queries.declines(conn, client, request.user_id, most_declines) if most_declines else None
+    if wait_s is not None:
+        raise errors.TooManyDeclinesError(wait_s)
     catalogue = {product.id: product for product in await queries.prices(conn, [item.product_id for item in request.items])}
     lines, total = domain.price_order(request.items, catalogue)
     at = next(iter(catalogue.values())).at

@@ -82,16 +82,37 @@ SELECT o.id, o.user_id, o.user_email, o.status, o.currency, o.total_amount, o.pr
  WHERE o.id = %(order_id)s AND (%(owner)s::text IS NULL OR o.client = %(owner)s)
 """
 
-# newest first, by the primary key
+# A page ends behind the order with which its lines reach the maximum: what a page costs does not grow with the orders' size.
 _ORDERS: Final = """
+WITH chosen AS (
+    SELECT o.id, (SELECT count(*) FROM order_items i WHERE i.order_id = o.id) AS lines
+      FROM orders o
+     WHERE o.client = %(client)s AND o.id < %(before)s AND (%(status)s::text IS NULL OR o.status = %(status)s)
+     ORDER BY o.id DESC LIMIT %(limit)s
+), page AS (
+    SELECT id, sum(lines) OVER (ORDER BY id DESC) - lines AS lines_before FROM chosen
+)
 SELECT o.id, o.user_id, o.user_email, o.status, o.currency, o.total_amount, o.processing_duration_ms, o.created_at, o.updated_at,
        s.id AS saga_id, s.state AS saga_state,
        (SELECT jsonb_agg(jsonb_build_object('product_id', i.product_id, 'name', i.name, 'quantity', i.quantity, 'price', i.price::text)
                          ORDER BY i.line)
           FROM order_items i WHERE i.order_id = o.id) AS items
-  FROM orders o JOIN sagas s ON s.order_id = o.id
- WHERE o.client = %(client)s AND o.id < %(before)s AND (%(status)s::text IS NULL OR o.status = %(status)s)
+  FROM page JOIN orders o ON o.id = page.id JOIN sagas s ON s.order_id = o.id
+ WHERE page.lines_before < %(most_lines)s
  ORDER BY o.id DESC LIMIT %(limit)s
+"""
+
+
+# One checkout of a user at a time, so that many at once do not all see the same number; the others do not wait.
+_LOCK_USER: Final = "SELECT pg_try_advisory_xact_lock(hashtextextended(%(client)s::text || ' ' || %(user_id)s::text, 1))"
+# Open payments count too: whoever tries many tokens at once does not wait for the first answer.
+_DECLINES: Final = """
+SELECT count(*), ceil(extract(epoch FROM min(created_at) + interval '1 hour' - now()))::integer
+  FROM (SELECT o.created_at
+          FROM orders o JOIN sagas s ON s.order_id = o.id
+         WHERE o.client = %(client)s AND o.user_id = %(user_id)s AND o.created_at > now() - interval '1 hour'
+           AND (s.reason = 'declined' OR s.state = 'created')
+         ORDER BY o.created_at DESC LIMIT %(most)s) AS attempts
 """
 
 
@@ -193,6 +214,20 @@ async def commit_outcome(conn: db.Connection, saga_id: UUID, xid: int) -> Commit
         return await cursor.fetchone() or CommitOutcome(found=False, running=False)
 
 
+async def declines(conn: db.Connection, client: str, user_id: int, most: int) -> int | None:
+    """Return in how many seconds a user may order of whom `most` payments were declined or are open; None: at once.
+
+    The user is locked until the transaction ends; where another transaction has the lock, it is one second.
+    """
+    values = {"client": client, "user_id": user_id, "most": most}
+    cursor = await conn.execute(_LOCK_USER, values)
+    if await cursor.fetchone() != (True,):
+        return 1
+    cursor = await conn.execute(_DECLINES, values)
+    count, wait_s = await cursor.fetchone() or (0, None)
+    return max(1, wait_s) if count >= most else None
+
+
 async def claim_key(conn: db.Connection, key: domain.IdempotencyKey) -> tuple[bool, KeptAnswer | None]:
     """Claim a key until the transaction ends, without waiting; tell whether no other transaction has it, and give what is kept."""
     cursor = await conn.execute(_CLAIM_KEY, {"client": key.client, "key": key.key})
@@ -224,8 +259,8 @@ async def forget_answers(conn: db.Connection, kept: timedelta, limit: int) -> in
 
 
 async def orders(conn: db.Connection, client: str, *, status: str | None, before: int, limit: int) -> list[domain.Order]:
-    """Read a client's orders with ids below `before`, the newest first."""
-    values = {"client": client, "status": status, "before": before, "limit": limit}
+    """Read a client's orders with ids below `before`, the newest first: at most `limit`, fewer when they hold PAGE_LINES lines."""
+    values = {"client": client, "status": status, "before": before, "limit": limit, "most_lines": domain.PAGE_LINES}
     async with conn.cursor(row_factory=db.struct_row(domain.Order)) as cursor:
         await cursor.execute(_ORDERS, values)
         return await cursor.fetchall()

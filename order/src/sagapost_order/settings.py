@@ -36,6 +36,7 @@ class Settings(settings.Internal, frozen=True, kw_only=True):
     receipt_lease_s: _Seconds = states.POLICY.receipt_lease_s
     cancel_window_s: Annotated[float, msgspec.Meta(ge=0, le=365 * 24 * 3600)] = states.POLICY.cancel_window_s
     notify_failure: str = states.POLICY.notify_failure
+    declines_per_user_hour: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
     inbox_days: retention.Days = retention.INBOX_DAYS
     customer_days: retention.Days = 0
 

@@ -87,7 +87,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
     `cancel_window_s` counts from the order's creation and bounds the cancellation of a finished order; `notify_failure`
     says what becomes of an order whose receipt cannot be delivered. `receipt_lease_s`: how long the email service may take to send a
-    receipt; RFC 5321, 4.5.3.2.6 asks for ten minutes behind the final dot alone.
+    receipt; RFC 5321, 4.5.3.2.6 asks for ten minutes behind the final dot alone. `declines_per_user_hour`: so many declined or open
+    payments of a user in an hour refuse the user's next checkout; 0: no limit.
     """
 
     notify_s: float = 60
@@ -103,6 +104,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     receipt_lease_s: float = 660
     cancel_window_s: float = 1800
     notify_failure: Literal["park", "refund"] = "park"
+    declines_per_user_hour: int = 0
 
 
 POLICY: Final = Policy()

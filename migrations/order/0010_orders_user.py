@@ -1,0 +1,10 @@
+"""A user's orders by their time, for the limit of declined payments."""
+
+from alembic import op
+
+revision = "order_0010"
+down_revision = "order_0009"
+
+
+def upgrade() -> None:
+    op.execute("CREATE INDEX orders_user ON orders (client, user_id, created_at)")
