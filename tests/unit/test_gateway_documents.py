@@ -55,6 +55,30 @@ def test_every_example_fits_its_schema(operation: operations.Operation) -> None:
 
 
 @pytest.mark.parametrize("name", ["shop", "docs"])
+def test_a_page_says_what_it_is_without_javascript(name: str) -> None:
+    """Nobody looks at an empty page: without JavaScript it says so, and where the same can be read."""
+    text = pages.assemble(name, {"env": "development", "mailbox": ""}).body.decode()
+
+    found = re.findall(r"<noscript>(.*?)</noscript>", text, re.DOTALL)
+    assert len(found) == 1
+    assert "/schema/openapi.json" in found[0]
+
+
+def test_the_shops_field_names_where_its_fault_is_said() -> None:
+    """Each described element exists, so that a fault beside a field is read out with it; the list says whether it is still being loaded."""
+    text = pages.assemble("shop", {"env": "development", "mailbox": ""}).body.decode()
+    ids = set(re.findall(r'\bid="([^"]+)"', text))
+
+    described = re.findall(r'<input id="(\w+)"[^>]*aria-describedby="([^"]+)"', text)
+    assert described == [("email", "email-fault")]
+    assert ids >= {name for _, name in described}
+    assert re.search(r'<ul id="products"[^>]*aria-busy="true"', text)
+    assert {'setAttribute("aria-invalid", "true")', 'setAttribute("aria-busy", String(is))'} <= set(
+        re.findall(r"setAttribute\([^;]*\)", text)
+    )
+
+
+@pytest.mark.parametrize("name", ["shop", "docs"])
 def test_a_page_loads_nothing_from_elsewhere(name: str) -> None:
     """A page works without any network but the gateway's own: no address of another host stands in it."""
     text = pages.assemble(name, {"env": "development", "mailbox": ""}).body.decode().replace(NAMESPACE, "")

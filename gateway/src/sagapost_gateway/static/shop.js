@@ -82,10 +82,38 @@ function place(pointer) {
   return { "/user_email": "E-mail", "/payment_method": "Payment method" }[pointer] || pointer || "Request";
 }
 
+// What a customer may read of a fault of this field; the words of the API are for programs.
+const FIELDS = { "/user_email": ["email", "Please enter an e-mail address like name@example.com."] };
+
+function setFault(id, text) {
+  const field = $(id), fault = $(`${id}-fault`);
+  if (text) field.setAttribute("aria-invalid", "true");
+  else field.removeAttribute("aria-invalid");
+  fault.textContent = text;
+  fault.hidden = !text;
+}
+
+// Shows the faults that belong to a field beside it, and puts the cursor there; false when there is another one.
+function showFaults(problem) {
+  const faults = (problem.errors || []).map((fault) => FIELDS[fault.pointer]);
+  if (!faults.length || faults.includes(undefined)) return false;
+  for (const [id, text] of faults) setFault(id, text);
+  $(faults[0][0]).focus();
+  return true;
+}
+
+function working(is) {
+  $("pay").disabled = is;
+  $("pay").setAttribute("aria-busy", String(is));
+  $("checkout-view").setAttribute("aria-busy", String(is));
+  if (is) [$("pay").textContent, $("said").textContent] = ["Placing your order…", "Placing your order."];
+}
+
 function tell(box, problem) {
   const faults = (problem.errors || []).map((fault) => el("li", {}, `${place(fault.pointer)}: ${words(fault.code)}`));
   const trace = problem.trace_id ? [el("p", { class: "mono muted" }, `trace ${problem.trace_id}`)] : [];
-  box.replaceChildren(el("strong", {}, problem.title), faults.length ? "" : problem.detail || "", el("ul", {}, ...faults), ...trace);
+  const title = problem.type === "/problems/validation-failed" ? "Something in the order is not right" : problem.title;
+  box.replaceChildren(el("strong", {}, title), faults.length ? "" : problem.detail || "", el("ul", {}, ...faults), ...trace);
   box.hidden = false;
 }
 
@@ -97,16 +125,32 @@ async function problemOf(response) {
 
 const unreachable = { title: "No answer", detail: "The connection broke. Trying again sends the same request with the same key." };
 
+function placeholder() {
+  return el("li", { class: "product card waiting", "aria-hidden": "true" },
+    el("div", { class: "tile" }), el("div", { class: "text" }, el("span"), el("span")), el("div", { class: "buy" }, el("span")));
+}
+
+function noProducts(problem) {
+  const box = $("catalogue-problem");
+  tell(box, problem);
+  box.append(el("button", { class: "button plain", type: "button", onclick: loadProducts }, "Try again"));
+  if (!catalogue.size) $("products").replaceChildren();
+  $("products").setAttribute("aria-busy", "false");
+}
+
 async function loadProducts() {
   const box = $("catalogue-problem");
+  $("products").setAttribute("aria-busy", "true");
+  if (!catalogue.size) $("products").replaceChildren(...Array.from({ length: 6 }, placeholder));
   try {
     const response = await fetch("/api/products");
-    if (!response.ok) return tell(box, await problemOf(response));
+    if (!response.ok) return noProducts(await problemOf(response));
     catalogue = new Map((await response.json()).map((product) => [product.id, product]));
     box.hidden = true;
   } catch {
-    return tell(box, { title: "The catalogue cannot be loaded", detail: "Reload the page in a moment." });
+    return noProducts({ title: "The catalogue cannot be loaded", detail: "The connection broke." });
   }
+  $("products").setAttribute("aria-busy", "false");
   $("products").replaceChildren(...[...catalogue.values()].map(card));
   drawCart();
 }
@@ -152,6 +196,7 @@ function openCheckout() {
   key = newKey();
   $("key").textContent = key;
   $("checkout-problem").hidden = true;
+  setFault("email", "");
   $("pay").textContent = "Buy now";
   show("checkout");
   $("side").scrollIntoView({ block: "nearest" });
@@ -168,7 +213,14 @@ function order() {
 async function buy(event) {
   event.preventDefault();
   const box = $("checkout-problem");
-  $("pay").disabled = true;
+  box.hidden = true;
+  $("email").value = $("email").value.trim();
+  setFault("email", "");
+  if (!$("email").checkValidity()) {
+    showFaults({ errors: [{ pointer: "/user_email" }] });
+    return;
+  }
+  working(true);
   const begun = performance.now();
   try {
     const headers = { "Content-Type": "application/json", "Idempotency-Key": key };
@@ -178,12 +230,16 @@ async function buy(event) {
       return begin(placed, performance.now() - begun, begun, response.headers.get("Idempotent-Replayed") === "true");
     }
     const problem = await problemOf(response);
+    if (showFaults(problem)) {
+      $("pay").textContent = "Buy now";
+      return;
+    }
     tell(box, problem);
     if (problem.type === "/problems/price-changed" || problem.type === "/problems/unknown-product") await loadProducts();
   } catch {
     tell(box, unreachable);
   } finally {
-    $("pay").disabled = false;
+    working(false);
   }
   $("pay").textContent = "Try again";
   box.scrollIntoView({ block: "nearest" });
@@ -354,6 +410,7 @@ function setUp() {
   $("open-checkout").addEventListener("click", openCheckout);
   $("bar-open").addEventListener("click", openCheckout);
   $("back").addEventListener("click", () => show("cart"));
+  $("email").addEventListener("input", () => setFault("email", ""));
   $("checkout-view").addEventListener("submit", buy);
   $("cancel").addEventListener("click", cancel);
   $("again").addEventListener("click", () => {
