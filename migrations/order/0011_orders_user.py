@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "order_0010"
-down_revision = "order_0009"
+revision = "order_0011"
+down_revision = "order_0010"
 
 
 def upgrade() -> None:
