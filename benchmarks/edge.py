@@ -27,7 +27,7 @@ from sagapost_sandbox import ports
 from sagapost_sandbox.testing import polling, servers, services
 
 CART: Final = b'{"user_id": 1, "user_email": "test@example.com", "items": [{"product_id": 1, "quantity": 1, "price": "1299.99"}]}'
-HEAD: Final = b"Host: shop.example\r\nContent-Type: application/json\r\n"
+HEAD: Final = b"Host: localhost\r\nContent-Type: application/json\r\n"
 CHECKOUT: Final = b"POST /api/checkout HTTP/1.1\r\n" + HEAD + b"Content-Length: %d\r\n\r\n" % len(CART) + CART
 ATTEMPTS: Final = (
     b"POST /api/checkout HTTP/1.1\r\n" + HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
@@ -188,7 +188,7 @@ async def _hostile(port: int, idle: int, slow: int) -> None:
         for _ in range(idle):
             group.create_task(hold(b"", b""))
         for _ in range(slow):
-            group.create_task(hold(b"GET /api/products HTTP/1.1\r\nHost: a\r\nX: ", b"x"))
+            group.create_task(hold(b"GET /api/products HTTP/1.1\r\nHost: localhost\r\nX: ", b"x"))
             group.create_task(hold(b"POST /api/checkout HTTP/1.1\r\n" + HEAD + b"Content-Length: 900\r\n\r\n", b" "))
         for number in range(12):
             group.create_task(attempt(number))

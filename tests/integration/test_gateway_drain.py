@@ -14,7 +14,7 @@ from sagapost_sandbox.testing import polling, services
 
 pytestmark = pytest.mark.anyio
 
-HEAD = b"Host: shop.example\r\nContent-Type: application/json\r\n"
+HEAD = b"Host: localhost\r\nContent-Type: application/json\r\n"
 CHECKOUT = b"POST /api/checkout HTTP/1.1\r\n" + HEAD + b"Content-Length: 2\r\n\r\n{}"
 LIVE = b"GET /health/live HTTP/1.1\r\n" + HEAD + b"\r\n"
 EVENTS = b"GET /api/sagas/0193b1c2-7d4e-7a10-9f0e-5f2f6c1d8a11/events HTTP/1.1\r\n" + HEAD + b"\r\n"

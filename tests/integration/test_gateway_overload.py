@@ -139,7 +139,7 @@ async def many_begun(stack: contextlib.AsyncExitStack, gateway: services.Service
 async def begun(gateway: services.Service) -> AsyncGenerator[Call]:
     """Send a checkout but for the last byte of its body; the gateway works on it by then, as its 100 Continue says."""
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-    head = b"POST /api/checkout HTTP/1.1\r\nHost: shop.example\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+    head = b"POST /api/checkout HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
     writer.write(head + b"Content-Length: %d\r\n\r\n" % len(CART) + CART[:-1])
     try:
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"

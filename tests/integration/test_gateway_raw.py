@@ -13,7 +13,7 @@ import pytest
 from sagapost_sandbox import ports
 from sagapost_sandbox.testing import polling, services
 
-HOST = b"Host: shop.example\r\n"
+HOST = b"Host: localhost\r\n"
 GET = b"GET /health/live HTTP/1.1\r\n"
 POST = b"POST /api/checkout HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n"

@@ -363,7 +363,7 @@ def test_a_hanging_call_does_not_hold_up_the_end(start_service: Callable[..., se
     """SIGTERM ends the provider at once with exit code 0 although a client waits for ever."""
     service = start_service("sagapost_sandbox.provider", {"SAGAPOST_PROVIDER_LEDGER": str(tmp_path / "ledger.jsonl")}).wait_ready()
     body = b'{"amount": "12.50", "currency": "USD", "reference": "r", "payment_method": "pm_hang"}'
-    head = b"POST /v1/charges HTTP/1.1\r\nHost: provider\r\nIdempotency-Key: k\r\nExpect: 100-continue\r\n"
+    head = b"POST /v1/charges HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: k\r\nExpect: 100-continue\r\n"
     with socket.create_connection(("127.0.0.1", service.port), timeout=20) as waiting:
         waiting.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body))
         assert waiting.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"  # the provider reads the body
