@@ -172,6 +172,17 @@ async def test_the_row_that_ends_relays_is_found_and_set_aside(
     await relay_kit.when(lambda: _none_parked(payment_db))
 
 
+async def test_a_row_that_waits_is_tried_in_time_when_the_clock_was_set_back(payment_db: str, vhost: str, start_service: Start) -> None:
+    """Its next attempt is two hours ahead, which no wait is: it is tried now."""
+    async with await db.Connection.connect(payment_db) as conn:
+        event_id = await relay_kit.put(conn, ORDER, 0)
+        await conn.execute(_WAIT, {"event_id": event_id})
+    await relay_kit.run(payment_db, "UPDATE outbox_parked SET retry_at = now() + interval '2 hours'")
+    start_service("relay", relay_kit.env(payment_db, vhost, **QUICK))
+
+    await relay_kit.when(lambda: _none_parked(payment_db))
+
+
 async def _nobody_is_connected(broker: servers.Broker, url: str) -> bool:
     """Tell whether the broker has read the last of every connection in this virtual host."""
     path = f"/api/vhosts/{url.rpartition('/')[2]}/connections"

@@ -192,6 +192,15 @@ async def test_a_turn_that_was_cut_short_is_finished_by_the_next(payment_db: str
         assert await relay_kit.rows(payment_db, "SELECT count(*) FROM outbox") == [(1,)]
 
 
+async def test_the_ring_turns_when_the_clock_was_set_back(payment_db: str) -> None:
+    """A partition that was opened an hour from now is not filled for an hour longer."""
+    async with _session(payment_db) as conn:
+        await conn.execute("UPDATE outbox_bucket SET opened_at = now() + interval '1 hour' WHERE bucket = 0")
+
+        assert await ring.rotate(conn, 3600) == ring.Turned(rotated=True)
+        assert await ring.rotate(conn, 3600) == ring.Turned()
+
+
 async def _settle_all(dsn: str) -> None:
     await relay_kit.run(dsn, "UPDATE outbox_cursor SET lo = pg_current_snapshot(), hi = NULL, last_id = 0")
 

@@ -229,6 +229,41 @@ def test_the_wait_of_a_mail_in_doubt_is_bounded(tmp_path: pathlib.Path) -> None:
     conn.close()
 
 
+@pytest.mark.parametrize("step_s", [-3600.0, 3600.0])
+def test_a_mail_in_doubt_waits_as_long_as_it_would_when_the_clock_is_set(tmp_path: pathlib.Path, step_s: float) -> None:
+    """Set back, the wait begins anew and is no longer; set forward, it ends."""
+    conn = queries.connect(str(tmp_path / "x"), busy_s=1)
+    who = queries.Claimant(mail_id="m", holder="a", now=10_000.0)
+    assert queries.claim(conn, who, lambda _: False).kind == "mine"
+    queries.settle(conn, [queries.End(mail_id="m", kind="doubtful", at=who.now, wait_s=600)], holder="a", kept_s=10**9)
+
+    found = [
+        queries.claim(conn, queries.Claimant(mail_id="m", holder="b", now=who.now + step_s + passed_s), lambda _: False)
+        for passed_s in (0, 599, 600)
+    ]
+    conn.close()
+
+    wait = [queries.Verdict(kind="doubtful", wait_s=left_s) for left_s in (600, 1)] if step_s < 0 else [queries.Verdict(kind="mine")] * 2
+    assert found == [*wait, queries.Verdict(kind="mine")]
+
+
+def test_mails_from_a_later_time_count_for_an_hour_and_no_longer(tmp_path: pathlib.Path) -> None:
+    """The limit of a recipient after the clock was set back: the two mails count from now on."""
+    conn = queries.connect(str(tmp_path / "x"), busy_s=1)
+
+    def asked(mail_id: str, now: float) -> queries.Verdict:
+        who = queries.Claimant(mail_id=mail_id, holder="a", now=now, recipient="r", limit=2)
+        return queries.claim(conn, who, lambda _: False)
+
+    assert [asked(mail_id, 10_000.0).kind for mail_id in ("1", "2")] == ["mine", "mine"]
+    queries.settle(conn, [queries.End(mail_id=one, kind="accepted", at=10_000.0) for one in ("1", "2")], holder="a", kept_s=10**9)
+
+    found = [asked("3", now) for now in (6_400.0, 10_001.0)]
+    conn.close()
+
+    assert found == [queries.Verdict(kind="limited", wait_s=3600.0), queries.Verdict(kind="mine")]
+
+
 def _named(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
     return list(folder.glob(pattern))
 

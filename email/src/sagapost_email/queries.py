@@ -7,6 +7,7 @@ from typing import Final, Literal
 import msgspec
 
 LONGEST_DOUBT_S: Final = 3600.0  # the wait before a further copy of a mail in doubt doubles with each break, up to this
+LEAST_STEP_S: Final = 5.0  # other processes may read the clock a little later
 PRUNED: Final = 20  # rows that one accepted mail removes at most: more than it adds, so that a backlog goes by itself
 
 _SCHEMA: Final = """
@@ -32,6 +33,11 @@ _ACCEPT: Final = """
 INSERT INTO mails (mail_id, state, holder, touched_at)
 VALUES (:mail_id, 'accepted', :holder, :now)
 ON CONFLICT (mail_id) DO UPDATE SET state = 'accepted', touched_at = :now
+"""
+# A wait is a duration: what a clock showed that was set back since is moved with it.
+_FOLLOW_CLOCK: Final = """
+UPDATE mails SET not_before = max(0, not_before - (touched_at - :now)), touched_at = :now
+ WHERE touched_at > :now + :least_s AND (mail_id = :mail_id OR recipient = :recipient)
 """
 _DOUBT: Final = """
 UPDATE mails SET state = 'doubtful', touched_at = :now, breaks = breaks + 1,
@@ -99,6 +105,7 @@ def claim(conn: sqlite3.Connection, who: Claimant, alive: Alive) -> Verdict:
     """Store a claim to a mail, unless it was accepted, is in doubt or with a holder that lives, or is one too many for its recipient."""
     conn.execute("BEGIN IMMEDIATE")
     try:
+        conn.execute(_FOLLOW_CLOCK, {"mail_id": who.mail_id, "recipient": who.recipient, "now": who.now, "least_s": LEAST_STEP_S})
         verdict = look(conn, who, alive)
         if verdict.kind == "mine":
             conn.execute(_CLAIM, {"mail_id": who.mail_id, "holder": who.holder, "now": who.now, "recipient": who.recipient})

@@ -176,7 +176,7 @@ def _remembered(end: queries.End | None, now: float) -> queries.Verdict | None:
         return None
     if end.kind == "accepted":
         return queries.Verdict(kind="accepted")
-    left_s = end.at + end.wait_s - now
+    left_s = min(end.at - now, 0) + end.wait_s  # no more than the whole wait, when the clock was set back
     return queries.Verdict(kind="doubtful", wait_s=left_s) if left_s > 0 else None
 
 

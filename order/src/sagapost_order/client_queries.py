@@ -9,7 +9,7 @@ from sagapost_chassis import db
 from sagapost_contracts import access
 
 # A token bucket by the database's clock, so that all gateways share it. Whoever waits for the bucket's row computes from what the
-# one before left. Asking for nothing only looks the key up.
+# one before left. A clock that is set back fills nothing once, and goes on from there. Asking for nothing only looks the key up.
 _DRAW: Final = """
 WITH known AS (
     SELECT clients.name, clients.rate_per_s, clients.burst, api_keys.id AS key_id, api_keys.scopes
@@ -27,9 +27,10 @@ WITH known AS (
     ON CONFLICT (client) DO UPDATE SET (tokens, granted, at) = (
         SELECT level.tokens - given.tokens, given.tokens, level.at
           FROM known
-          CROSS JOIN LATERAL (SELECT greatest(clock_timestamp(), bucket.at) AS at) AS clock
+          CROSS JOIN LATERAL (SELECT clock_timestamp() AS at) AS clock
+          CROSS JOIN LATERAL (SELECT greatest(0, extract(epoch FROM clock.at - bucket.at)) AS s) AS passed
           CROSS JOIN LATERAL (
-              SELECT clock.at, least(known.burst, bucket.tokens + known.rate_per_s * extract(epoch FROM clock.at - bucket.at)) AS tokens
+              SELECT clock.at, least(known.burst, bucket.tokens + known.rate_per_s * passed.s) AS tokens
           ) AS level
           CROSS JOIN LATERAL (SELECT least(%(want)s::integer, floor(level.tokens)) AS tokens) AS given
     )

@@ -81,20 +81,24 @@ def wait_to_leave(saga: domain.Saga, event: Event) -> domain.Saga:
         states.NOTIFY_FAILED: event.policy.notify_parked_s,
     }.get(saga.state, min(_SHORT_S, event.policy.notify_max_s))
     kind = states.NUDGE if saga.state == states.CREATED else saga.deadline_kind
-    return msgspec.structs.replace(saga, deadline_kind=kind, deadline_at=event.at + timedelta(seconds=wait_s))
+    return msgspec.structs.replace(saga, deadline_kind=kind, deadline_at=event.now + timedelta(seconds=wait_s))
 
 
 def expect_payment(saga: domain.Saga, event: Event) -> domain.Saga:
-    """Set the deadline to the end of the time to pay, two thirds of it from now at least; all of it when `pay_before` has passed."""
+    """Set the deadline to the end of the time to pay, two thirds of it from now at least.
+
+    All of it, when `pay_before` has passed, or lies further ahead than the time to pay is long: the clock was set since it was written.
+    """
     window = timedelta(seconds=_window_s(saga))
-    ends_at = event.at + window if event.at >= saga.pay_before else max(saga.pay_before, event.at + 2 * window / 3)
+    is_near = event.now < saga.pay_before <= event.now + window
+    ends_at = max(saga.pay_before, event.now + 2 * window / 3) if is_near else event.now + window
     return msgspec.structs.replace(saga, deadline_kind=states.PAY, deadline_at=ends_at)
 
 
 def expect_answer(saga: domain.Saga, event: Event) -> domain.Saga:
     """Set the deadline for the answer to the last question: a third of the time to pay from now, a minute at most."""
     wait_s = min(_SHORT_S, _window_s(saga) / 3)
-    return msgspec.structs.replace(saga, deadline_kind=states.ANSWER, deadline_at=event.at + timedelta(seconds=wait_s))
+    return msgspec.structs.replace(saga, deadline_kind=states.ANSWER, deadline_at=event.now + timedelta(seconds=wait_s))
 
 
 def ask_again(saga: domain.Saga, event: Event) -> domain.Saga:
@@ -128,8 +132,8 @@ def parked_longer(saga: domain.Saga, event: Event) -> domain.Saga:
 
 def rest(saga: domain.Saga, event: Event) -> domain.Saga:
     """Set a later deadline and send nothing: no attempts are left, a person has to act."""
-    return msgspec.structs.replace(saga, deadline_at=event.at + timedelta(seconds=event.policy.compensate_parked_max_s))
+    return msgspec.structs.replace(saga, deadline_at=event.now + timedelta(seconds=event.policy.compensate_parked_max_s))
 
 
 def _again(saga: domain.Saga, event: Event, wait_s: float) -> domain.Saga:
-    return msgspec.structs.replace(saga, attempts=saga.attempts + 1, deadline_at=event.at + timedelta(seconds=wait_s))
+    return msgspec.structs.replace(saga, attempts=saga.attempts + 1, deadline_at=event.now + timedelta(seconds=wait_s))

@@ -11,7 +11,7 @@ import prometheus_client
 
 from sagapost_chassis import consuming, crashpoints, db, outbox
 from sagapost_contracts import events
-from sagapost_order import domain, errors, queries, saga, saga_queries, states
+from sagapost_order import clock, domain, errors, queries, saga, saga_queries, states
 from sagapost_order.saga_queries import Cause, LockedSaga
 
 SOURCE: Final = "sagapost-order"
@@ -195,12 +195,15 @@ async def act(pool: db.Pool, policy: states.Policy, saga_id: UUID, action: Actio
     return steps[-1].after
 
 
-async def sweep(pool: db.Pool, policy: states.Policy, skipped: Collection[UUID], swept: Swept) -> bool:
+async def sweep(pool: db.Pool, policy: states.Policy, skipped: Collection[UUID], swept: Swept, stepped: clock.Clock | None = None) -> bool:
     """Move the saga whose deadline passed first, by the database's clock; False: no deadline has passed that nobody else is at.
 
-    Any number of replicas may do so at once. `swept` learns which saga it was, also when this fails.
+    Any number of replicas may do so at once. `swept` learns which saga it was, also when this fails. No deadline counts as passed
+    before the steps in `stepped` were followed; it is read behind the transaction's now(), so that no step is missed.
     """
     async with db.transaction(pool) as conn:
+        if stepped is not None and await stepped.look(conn):
+            return True
         row = await saga_queries.lock_due(conn, skipped)
         if row is None or row.deadline_at is None:
             return False

@@ -32,9 +32,9 @@ WITH placed AS (
            WITH ORDINALITY AS item (product_id, name, quantity, price, line)
 ), begun AS (
     INSERT INTO sagas (id, order_id, state, version, amount, currency, deadline_at, deadline_kind, pay_before, trace_id,
-                       created_at, updated_at)
+                       created_at, updated_at, clock_at)
     SELECT %(saga_id)s, placed.id, %(state)s, 1, %(total)s, %(currency)s, %(deadline_at)s, %(deadline_kind)s, %(pay_before)s, %(trace_id)s,
-           %(at)s, %(at)s
+           %(at)s, %(at)s, clock_timestamp()
       FROM placed
 ), told AS (
     INSERT INTO saga_history (saga_id, seq, from_state, to_state, event, outcome, message_id, source, facts, at)

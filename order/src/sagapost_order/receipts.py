@@ -37,7 +37,7 @@ def receipt_known(saga: domain.Saga, _: Event) -> bool:
 
 def lease_receipt(saga: domain.Saga, event: Event) -> domain.Saga:
     """Grant the email service a lease of `receipt_lease_s` to send the receipt."""
-    until = (event.clock or event.at) + timedelta(seconds=event.policy.receipt_lease_s)
+    until = event.now + timedelta(seconds=event.policy.receipt_lease_s)
     return msgspec.structs.replace(saga, receipt_until=until)
 
 
@@ -46,7 +46,7 @@ def lease_over(saga: domain.Saga, event: Event) -> domain.Saga:
     due = saga.deadline_at
     if due is not None and saga.deadline_kind == states.NOTIFY:
         wait_s = min(event.policy.notify_s * 2.0 ** min(saga.attempts, 30), event.policy.notify_max_s)
-        due = min(due, event.at + timedelta(seconds=wait_s))
+        due = min(due, event.now + timedelta(seconds=wait_s))
     return msgspec.structs.replace(saga, receipt_until=None, deadline_at=due)
 
 

@@ -65,7 +65,7 @@ def decide(saga: domain.Saga, event: Event) -> tuple[Step, ...]:
     if first.after.state != states.PAID or first.before.state == states.PAID or first.after.notified_at is None:
         return (first,)
     # the receipt was reported before the payment: hear it now
-    return first, _step(first.after, Event(name=states.EMAIL_SENT, at=event.at, policy=event.policy))
+    return first, _step(first.after, Event(name=states.EMAIL_SENT, at=event.at, clock=event.clock, policy=event.policy))
 
 
 def edges() -> tuple[tuple[str, str, str], ...]:
@@ -169,4 +169,4 @@ def _enter(saga: domain.Saga, state: str, event: Event) -> domain.Saga:
     kind, wait_s = rules.deadline_of(state, event.policy, waited.total_seconds())
     if state == states.COMPENSATED and saga.cancellation_sent_at:
         kind = None
-    return msgspec.structs.replace(entered, deadline_kind=kind, deadline_at=event.at + timedelta(seconds=wait_s) if kind else None)
+    return msgspec.structs.replace(entered, deadline_kind=kind, deadline_at=event.now + timedelta(seconds=wait_s) if kind else None)

@@ -59,7 +59,7 @@ WITH r AS MATERIALIZED (
         receipt_until timestamptz, mail text, is_told boolean)
 ), moved AS (
     UPDATE sagas AS s
-       SET state = r.to_state, version = s.version + 1, captured = r.captured, refunded = r.refunded,
+       SET state = r.to_state, version = s.version + 1, clock_at = clock_timestamp(), captured = r.captured, refunded = r.refunded,
            payment_version = r.payment_version, notified_at = r.notified_at, cancellation_sent_at = r.cancellation_sent_at,
            reason = r.reason, attempts = r.attempts, attention = r.attention, deadline_at = r.deadline_at,
            deadline_kind = r.deadline_kind, updated_at = r.at, cancel_noted = r.cancel_noted, receipt_until = r.receipt_until,
@@ -77,7 +77,8 @@ SELECT saga_id, seq, from_state, to_state, event, outcome, message_id, source, a
 """
 # what leaves no history row: the version stays
 _TOUCH: Final = """
-UPDATE sagas SET deadline_at = %(deadline_at)s, deadline_kind = %(deadline_kind)s, receipt_until = %(receipt_until)s
+UPDATE sagas SET deadline_at = %(deadline_at)s, deadline_kind = %(deadline_kind)s, receipt_until = %(receipt_until)s,
+       clock_at = clock_timestamp()
  WHERE id = %(saga_id)s AND version = %(version)s
 """
 _COUNT_LATE: Final = "UPDATE sagas SET late_messages = late_messages + 1 WHERE id = ANY(%(saga_ids)s)"

@@ -6,6 +6,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from sagapost_chassis import steps
 from sagapost_contracts import events, money
 
 NONE: Final = "none"
@@ -128,6 +129,12 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     permanent: bool = True
     clock: datetime | None = None
     unsent: Literal["waiting", "parked"] | None = None
+
+    @property
+    def now(self) -> datetime:
+        """Return when waits begin: at the event, or, while the saga's last change lies in the future of a clock that was set back, now."""
+        is_back = self.clock is not None and self.at - self.clock > steps.LEAST
+        return self.clock if self.clock is not None and is_back else self.at
 
 
 def is_done(state: str, deadline_at: datetime | None) -> bool:

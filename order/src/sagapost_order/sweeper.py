@@ -9,7 +9,7 @@ from uuid import UUID
 import prometheus_client
 
 from sagapost_chassis import db, telemetry
-from sagapost_order import handlers, moves, states
+from sagapost_order import clock, handlers, moves, states
 
 _DEADLINES_S: Final = 0.25
 _GAUGES_S: Final = 10
@@ -45,12 +45,16 @@ async def run(pool: db.Pool, policy: states.Policy, stop: asyncio.Event, backlog
 async def _deadlines(pool: db.Pool, policy: states.Policy, stop: asyncio.Event) -> None:
     """Apply every deadline that has passed, then look again a moment later."""
     skipped: dict[UUID, float] = {}
+    stepped = clock.Clock()
     while not stop.is_set():
         now_s = time.monotonic()
         skipped = {saga_id: until_s for saga_id, until_s in skipped.items() if until_s > now_s}
         swept = moves.Swept()
         try:
-            if await moves.sweep(pool, policy, skipped.keys(), swept):
+            if stepped.steps:
+                await clock.follow(pool, stepped)
+                continue
+            if await moves.sweep(pool, policy, skipped.keys(), swept, stepped):
                 continue
         except Exception as exc:  # of one saga or of the database: the others' deadlines go on
             FAILURES.inc()

@@ -19,7 +19,8 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
         amqp.Publisher(config.amqp_url, "sagapost-payment-publisher") as publisher,
     ):
         skew = clock.Skew(config.max_clock_skew_s)
-        routes = skew.observing(consumer.routes(pool, psp, config.terms()))
+        terms = config.terms()  # once: deliveries and looks share what was seen of the database's clock
+        routes = skew.observing(consumer.routes(pool, psp, terms))
         worker = consuming.Consumer(
             config.amqp_url,
             topology.PAYMENT_QUEUE,
@@ -32,9 +33,9 @@ async def _main(config: Settings, stop: asyncio.Event) -> None:
             group.create_task(lifecycle.serve(api.app(pool, worker, skew, mode=config.env), config.host, config.port, stop))
             group.create_task(worker.run(stop))
             group.create_task(hints.run(stop))
-            group.create_task(sweeper.run(pool, psp, stop, config.terms(), skew))
-            terms = retention.Terms(inbox_days=config.inbox_days, customer_days=config.customer_days)
-            group.create_task(retention.run(pool, terms, stop))
+            group.create_task(sweeper.run(pool, psp, stop, terms, skew))
+            kept = retention.Terms(inbox_days=config.inbox_days, customer_days=config.customer_days)
+            group.create_task(retention.run(pool, kept, stop))
 
 
 def main() -> None:

@@ -1,5 +1,9 @@
 """Charges at the provider: one call, or what an earlier one has done; it must not know a message, and what a result leads to."""
 
+import time
+
+import msgspec
+
 from sagapost_chassis import db, telemetry
 from sagapost_payment import domain, errors, provider, queries
 
@@ -19,6 +23,8 @@ async def capture(
         TransientError: the outcome is not known yet.
 
     """
+    if payment.expired and not await _is_over(pool, payment, terms):
+        payment = msgspec.structs.replace(payment, expired=False)
     if not fresh:
         async with db.transaction(pool) as conn:
             await queries.repeat(conn, payment, terms=terms)
@@ -37,6 +43,18 @@ async def capture(
         # no charge now does not mean none ever: the next delivery asks again before it repeats the call or gives up
         raise errors.OutcomeUnknownError(outcome.cause, counted=outcome.may_be_ours)
     return outcome
+
+
+async def _is_over(pool: db.Pool, payment: domain.Payment, terms: domain.Terms) -> bool:
+    """Return whether the time to pay is over without what this process saw the database's clock being set forward by."""
+    if terms.seen is None:
+        return True
+    began_s = time.monotonic()
+    async with db.connection(pool) as conn:
+        shown, overdue_s = await queries.overdue(conn, payment)
+    ended_s = time.monotonic()
+    terms.seen.observe(shown, began_s, ended_s)
+    return overdue_s >= terms.seen.ahead_s(ended_s)
 
 
 async def _charge(

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import msgspec
 
+from sagapost_chassis import steps
 from sagapost_contracts import events
 
 EXPIRED: Final = "expired"
@@ -37,11 +38,13 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of payment: calls that may stay unanswered, and seconds until the sweeper looks at a payment that has not moved.
 
     `call_s`: seconds after which a call that somebody makes for a payment is over, look-ups and all; no look begins earlier.
+    `seen`: what this process has seen of the database's clock; None: it is not watched.
     """
 
     max_unanswered: int = 3
     look_s: float = 60.0
     call_s: float = 25.0
+    seen: steps.Steps | None = None
 
 
 TERMS: Final = Terms()

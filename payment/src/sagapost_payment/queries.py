@@ -1,6 +1,7 @@
 """Every SQL statement of payment; it must not know a provider, an event or what a status leads to."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from decimal import Decimal
 from typing import Final, Literal
 from uuid import UUID
@@ -147,6 +148,15 @@ SELECT saga_id, amount, currency, transaction_id, at
   FROM ledger JOIN unnest(%(saga_ids)s::uuid[], %(kinds)s::text[]) AS asked (saga_id, kind) USING (saga_id, kind)
 """
 _INSERT_ANSWERS: Final = outbox.INSERT_RECORDS + " FROM json_to_recordset(%(answers)s::json) AS a (" + outbox.RECORD + ")"
+# A look is never further ahead than this: the clock was set back since. Not at once: who claimed it may be calling.
+_FOLLOW_CLOCK: Final = """
+UPDATE payments SET look_at = now() + %(call_s)s * interval '1 second'
+ WHERE look_at > now() + (60 + GREATEST(%(look_max_s)s, %(look_s)s, %(call_s)s)) * interval '1 second'
+   AND status IN ('processing', 'refunding')
+"""
+_OVERDUE: Final = """
+SELECT clock_timestamp() AS clock, extract(epoch FROM clock_timestamp() - pay_before)::float8 AS overdue_s FROM payments WHERE id = %(id)s
+"""
 _CLOCK: Final = "SELECT extract(epoch FROM now())::float8"
 
 Kind = Literal["capture", "refund"]
@@ -171,6 +181,11 @@ class Capture(msgspec.Struct, frozen=True, kw_only=True):
     inbox_type: str
     told: outbox.Row
     terms: domain.Terms
+
+
+class _Overdue(msgspec.Struct, frozen=True, kw_only=True):
+    clock: datetime
+    overdue_s: float
 
 
 class _Moved(domain.Movement, frozen=True, kw_only=True):
@@ -332,6 +347,20 @@ async def look(conn: db.Connection, limit: int, *, terms: domain.Terms) -> list[
     async with conn.cursor(row_factory=db.struct_row(domain.Payment)) as cursor:
         await cursor.execute(_LOOK, values)
         return await cursor.fetchall()
+
+
+async def follow_clock(conn: db.Connection, *, terms: domain.Terms) -> None:
+    """Bring looks nearer that lie further ahead than any look can: the clock was set back since they were written."""
+    await conn.execute(_FOLLOW_CLOCK, {"look_s": terms.look_s, "look_max_s": _LOOK_MAX_S, "call_s": terms.call_s})
+
+
+async def overdue(conn: db.Connection, payment: domain.Payment) -> tuple[datetime, float]:
+    """Return what the database's clock shows, and for how many seconds the time to pay has been over."""
+    async with conn.cursor(row_factory=db.struct_row(_Overdue)) as cursor:
+        found = await (await cursor.execute(_OVERDUE, {"id": payment.id})).fetchone()
+    if found is None:
+        raise errors.StalePaymentError(f"there is no payment {payment.id}")
+    return found.clock, found.overdue_s
 
 
 async def note_duplicate(conn: db.Connection, payment: domain.Payment, charge: domain.Movement, refund_id: str) -> bool:

@@ -19,6 +19,7 @@ DUPLICATES: Final = prometheus_client.Counter("sagapost_payment_duplicate_charge
 async def claim(pool: db.Pool, terms: domain.Terms) -> list[domain.Payment]:
     """Claim the payments that somebody should look at now, up to `BATCH`; nobody else gets them for `terms.call_s` seconds."""
     async with db.transaction(pool) as conn:
+        await queries.follow_clock(conn, terms=terms)
         return await queries.look(conn, BATCH, terms=terms)
 
 

@@ -1,6 +1,6 @@
 """What the payment process reads from its environment."""
 
-from sagapost_chassis import ladder, retention, settings
+from sagapost_chassis import ladder, retention, settings, steps
 from sagapost_payment import consumer, domain, provider
 
 
@@ -36,4 +36,4 @@ class Settings(settings.Common, frozen=True, kw_only=True):
     def terms(self) -> domain.Terms:
         """Give what the use cases need of it."""
         call_s = provider.longest_s(self.provider_timeout_s)
-        return domain.Terms(max_unanswered=self.provider_attempts, look_s=self.look_s, call_s=call_s)
+        return domain.Terms(max_unanswered=self.provider_attempts, look_s=self.look_s, call_s=call_s, seen=steps.Steps())

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import time
+from datetime import UTC, datetime
 from typing import Final
 
 import prometheus_client
 
-from sagapost_chassis import db, telemetry
+from sagapost_chassis import db, steps, telemetry
 from sagapost_payment import clock, domain, provider, queries, recovery
 
 _LOOKS_S: Final = 1.0
@@ -20,7 +22,7 @@ async def run(pool: db.Pool, psp: provider.Provider, stop: asyncio.Event, terms:
     """Look until `stop` is set; each replica does, and what one has claimed the others leave alone."""
     async with asyncio.TaskGroup() as group:
         group.create_task(_looks(pool, psp, stop, terms))
-        group.create_task(_gauges(pool, stop, skew))
+        group.create_task(_gauges(pool, stop, skew, terms.seen))
 
 
 async def _looks(pool: db.Pool, psp: provider.Provider, stop: asyncio.Event, terms: domain.Terms) -> None:
@@ -42,11 +44,15 @@ async def _look(pool: db.Pool, psp: provider.Provider, payment: domain.Payment, 
         telemetry.log.warning("payment.look_failed", order_id=payment.order_id, reason=f"{type(exc).__name__}: {telemetry.first_line(exc)}")
 
 
-async def _gauges(pool: db.Pool, stop: asyncio.Event, skew: clock.Skew) -> None:
+async def _gauges(pool: db.Pool, stop: asyncio.Event, skew: clock.Skew, seen: steps.Steps | None) -> None:
     while not stop.is_set():
         try:
             async with db.connection(pool) as conn:
-                skew.set_clock(await queries.clock(conn))
+                began_s = time.monotonic()
+                shown_s = await queries.clock(conn)
+                if seen is not None:
+                    seen.observe(datetime.fromtimestamp(shown_s, UTC), began_s, time.monotonic())
+                skew.set_clock(shown_s)
                 found = await queries.unfinished(conn)
         except Exception as exc:  # top of the loop: the next time will tell
             telemetry.log.warning("gauges.not_measured", reason=f"{type(exc).__name__}: {telemetry.first_line(exc)}")

@@ -29,11 +29,12 @@ SELECT o.id, o.shard, o.event_id, o.aggregate, o.type, o.routing_key, o.correlat
     ON CONFLICT (id) DO NOTHING
 """
 # Counted before it is tried, so that what ends the relay is tried a limited number of times too; full jitter. Of the rows that wait
-# for the broker only the first of each aggregate is due: that keeps their order.
+# for the broker only the first of each aggregate is due: that keeps their order. A wait longer than any is of a clock that was set back.
 _DUE: Final = """
 WITH due AS MATERIALIZED (
     SELECT p.id FROM outbox_parked AS p
-     WHERE p.shard = ANY(%(shards)s::smallint[]) AND p.state = 'waiting' AND p.retry_at <= now() AND p.reason = ANY(%(reasons)s::text[])
+     WHERE p.shard = ANY(%(shards)s::smallint[]) AND p.state = 'waiting' AND p.reason = ANY(%(reasons)s::text[])
+       AND (p.retry_at <= now() OR p.retry_at > now() + (60 + greatest(%(cap_s)s, %(base_s)s)) * interval '1 second')
        AND NOT (p.reason = ANY(%(endless)s::text[]) AND EXISTS (
            SELECT FROM outbox_parked AS q
             WHERE q.shard = p.shard AND q.aggregate = p.aggregate AND q.id < p.id

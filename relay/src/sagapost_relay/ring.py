@@ -9,8 +9,10 @@ from psycopg import errors, sql
 from sagapost_chassis import db, outbox
 
 PARTITIONS: Final = 4
+# A partition that was opened a minute from now or later was opened by a clock that was set back since.
 _STATE: Final = """
-SELECT r.turn, now() - c.opened_at >= %(period_s)s * interval '1 second' AS due, coalesce(n.opened_at > c.opened_at, false) AS emptied
+SELECT r.turn, coalesce(n.opened_at > c.opened_at, false) AS emptied,
+       now() - c.opened_at >= %(period_s)s * interval '1 second' OR c.opened_at > now() + interval '1 minute' AS due
   FROM (SELECT pg_sequence_last_value('outbox_ring') AS turn) AS r
   JOIN outbox_bucket AS c ON c.bucket = r.turn %% 4
   JOIN outbox_bucket AS n ON n.bucket = (r.turn + 1) %% 4
