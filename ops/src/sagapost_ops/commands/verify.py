@@ -34,7 +34,7 @@ _EVERY_S: Final = 5.0
     \b
     ./sagapost verify
     ./sagapost verify --json | jq '.invariants[] | select(.ok | not)'
-    ./sagapost verify --since 1d            # what changed since yesterday, and what has not ended
+    ./sagapost verify --since 1d            # changed or open since yesterday
     ./sagapost verify --allow-duplicate-mails 1   # a process was killed
     """
 )
