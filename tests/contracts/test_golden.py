@@ -121,7 +121,7 @@ def _spoilt(body: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         elif isinstance(value, str) and name not in ("amount", "refunded", "price", "currency", "saga_id", *TIMES):
             bad = [f"{value}\0", "\0", "x" * 100_000]
         elif name in TIMES:
-            bad = [str(value).removesuffix("Z"), "+10000-01-01T00:00:00Z", "soon"]
+            bad = [str(value).removesuffix("Z"), "+10000-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00", "soon"]
         elif isinstance(value, list):
             bad = [[line] for item in value for _, line in _spoilt(item)]
         found += [(f"{name}: {str(one)[:40]!r}", body | {name: one}) for one in bad]

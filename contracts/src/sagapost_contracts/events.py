@@ -19,6 +19,14 @@ Time = Annotated[datetime, msgspec.Meta(tz=True)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=366 * 24 * 3600)]
 
 
+_YEARS: Final = range(1900, 9000)  # nearer to the ends of the calendar a time zone or a duration leads out of it
+
+
+def _within_calendar(time: datetime) -> None:
+    if time.year not in _YEARS:
+        raise ValueError(f"the year {time.year} is not from {_YEARS[0]} to {_YEARS[-1]}")
+
+
 class Line(msgspec.Struct, frozen=True, kw_only=True):
     """One line of an order as the customer bought it."""
 
@@ -75,6 +83,11 @@ class OrderCreated(Amounted, frozen=True, kw_only=True, omit_defaults=True):
     pay_before: Time
     pay_within_s: Seconds | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse an amount that is not exact and a time that no calendar of ours has."""
+        super().__post_init__()
+        _within_calendar(self.pay_before)
+
 
 class OrderCancelled(Amounted, frozen=True, kw_only=True):
     """An order ended without a sale; whatever was captured is refunded."""
@@ -127,6 +140,11 @@ class PaymentProcessed(Amounted, frozen=True, kw_only=True):
     captured_at: Time
     user_email: Name
     items: tuple[Line, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse an amount that is not exact and a time that no calendar of ours has."""
+        super().__post_init__()
+        _within_calendar(self.captured_at)
 
 
 class PaymentFailed(Message, frozen=True, kw_only=True):
