@@ -224,8 +224,8 @@ async def declines(conn: db.Connection, client: str, user_id: int, most: int) ->
     if await cursor.fetchone() != (True,):
         return 1
     cursor = await conn.execute(_DECLINES, values)
-    count, wait_s = await cursor.fetchone() or (0, None)
-    return max(1, wait_s) if count >= most else None
+    count, wait_s = await cursor.fetchone() or (0, 0)
+    return max(1, int(wait_s)) if count >= most else None
 
 
 async def claim_key(conn: db.Connection, key: domain.IdempotencyKey) -> tuple[bool, KeptAnswer | None]:
