@@ -1,6 +1,5 @@
 """What a foreign page can do through the browser of somebody who can reach the gateway, the mailbox or the provider: nothing."""
 
-import json
 import socket
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
@@ -100,23 +99,6 @@ def test_our_own_pages_and_allowed_sites_change_what_they_may(gateway: services.
         answer = httpx.post(f"{gateway.url}/api/checkout", headers=headers, json=CART, timeout=20)
         cancelled = httpx.post(f"{gateway.url}{answer.json()['links']['cancel']}", headers=headers, timeout=20)
         assert (headers, answer.status_code, cancelled.status_code) == (headers, 202, 202)
-
-
-def test_a_body_that_is_not_json_is_refused_on_every_route(gateway: services.Service) -> None:
-    """Also where no body is needed: what a browser sends for a foreign page's form is never JSON."""
-    with httpx.Client(base_url=gateway.url, timeout=20) as client:
-        placed = client.post("/api/checkout", json=CART).json()
-        routes = [("POST", "/api/checkout"), ("POST", placed["links"]["cancel"]), ("POST", f"/api/ops/sagas/{SAGA}/retry")]
-        routes += [("GET", "/api/orders"), ("GET", placed["links"]["saga"]), ("GET", "/api/products")]
-        for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/xml", ""):
-            headers = {"Content-Type": kind} if kind else {}
-            for method, path in routes:
-                whole = client.request(method, path, headers=headers, content=json.dumps(CART).encode())
-                chunked = client.request(method, path, headers=headers, content=iter([b"{", b"}"]))
-                found = (problem_of(whole), problem_of(chunked))
-                assert (kind, path, *found) == (kind, path, *[(415, "unsupported-media-type")] * 2)
-        assert client.get(f"{placed['links']['order']}/status").json()["status"] == "pending"
-        assert client.post(placed["links"]["cancel"]).status_code == 202
 
 
 def test_development_answers_to_loopback_and_to_named_hosts_only(gateway: services.Service, provider: services.Service) -> None:

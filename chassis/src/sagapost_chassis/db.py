@@ -182,8 +182,8 @@ async def _check(conn: Connection) -> None:
         await Pool.check_connection(conn)
 
 
-async def require(url: str, name: str) -> None:
-    """Connect once at start.
+async def require(url: str, name: str, *, waits: bool = False) -> None:
+    """Connect once at start. `waits`: a standby is good enough, for the process waits until it is promoted.
 
     Raises:
         CannotStartError: a sentence that says what to do; the process ends with exit code 2.
@@ -192,7 +192,7 @@ async def require(url: str, name: str) -> None:
     try:
         dsn = dsn_of(url, name)
         async with await Connection.connect(dsn, autocommit=True, prepare_threshold=None) as conn:
-            wrong = await sessions.fault(conn) or await sessions.pooler_fault(conn, dsn)
+            wrong = await sessions.fault(conn, reads=waits) or await sessions.pooler_fault(conn, dsn)
     except psycopg.Error as exc:
         reason = str(exc).strip().splitlines()[0].removeprefix("connection failed: ")
         what = "start it (./sagapost up) or correct SAGAPOST_DATABASE_URL"

@@ -16,8 +16,11 @@ _BACKEND: Final = "SELECT pg_backend_pid()"
 _POOLER_S: Final = 3.0  # what a pooler with a single session would make its second client wait for
 
 
-async def fault(conn: Connection[Any]) -> str:
-    """Return what is wrong with a session, in a sentence that says what to do; empty when it may be relied on."""
+async def fault(conn: Connection[Any], *, reads: bool = False) -> str:
+    """Return what is wrong with a session, in a sentence that says what to do; empty when it may be relied on.
+
+    `reads`: a server that is read-only is good enough for now.
+    """
     asked = await (await conn.execute(_RELIED_ON, prepare=False)).fetchone()
     level, replicated, unbounded, read_only, role = asked if asked is not None else ("", False, False, False, "")
     if level == "off" or (level == "local" and replicated):
@@ -30,7 +33,7 @@ async def fault(conn: Connection[Any]) -> str:
             "statement_timeout, lock_timeout or idle_in_transaction_session_timeout is not in force for this session; connect without a "
             "pooler that ignores startup parameters, or set them for the role"
         )
-    if read_only:
+    if read_only and not reads:
         return (
             "it is read-only, a standby for instance; connect to the primary, or name all servers in the URL and add "
             "target_session_attrs=read-write"

@@ -31,7 +31,7 @@ def routes(order: upstream.Order, desk: admission.Desk) -> litestar.Router:
     return litestar.Router(
         "/api",
         route_handlers=[*_orders(order), *_sagas(order, desk), *_operators(order, desk), *_catalogue(order)],
-        guards=[edge.exact_path, _admitted(desk), edge.json_or_nothing],
+        guards=[edge.exact_path, _admitted(desk)],
         exception_handlers={
             errors.OrderUnavailableError: _unavailable,
             errors.OrderTimeoutError: _timed_out,

@@ -188,18 +188,6 @@ async def gone(request: problems.Request) -> None:
         pass
 
 
-async def json_or_nothing(request: connection.ASGIConnection[Any, Any, Any, Any], _: handlers.BaseRouteHandler) -> None:
-    """Guard: a body is JSON on every route, also where none is needed. What a browser sends unasked for a foreign page's form is not.
-
-    Raises:
-        MediaTypeError: a body is announced as something else.
-
-    """
-    headers = request.scope["headers"]
-    if values(headers, b"transfer-encoding") or any(length.strip(b"0") for length in values(headers, b"content-length")):
-        require_json(headers)
-
-
 async def exact_path(request: connection.ASGIConnection[Any, Any, Any, Any], _: handlers.BaseRouteHandler) -> None:
     """Guard: litestar also routes `/api//x/` to `/api/x`; one resource has one spelling here.
 
