@@ -121,6 +121,7 @@ def shop(
                 for service in NEAR:
                     variables = made.environment(service).items()
                     made.change(service, {name: _over(wire, links, service, name, url) for name, url in variables if "_URL" in name})
+                made.change("sagapost_sandbox.provider", {"SAGAPOST_ALLOWED_HOSTS": network.FAR})  # its name at this end of the wire
                 for service in ADDRESSES:  # what failed meanwhile comes back soon
                     made.change(service, {"SAGAPOST_RETRY_DELAYS_S": "1,1,5,5,5,5,5,5"})
                 yield Shop(stack=made.start_all(), wire=wire)
