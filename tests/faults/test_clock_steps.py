@@ -68,6 +68,8 @@ def test_a_step_of_a_databases_clock_cancels_nothing(shop: Stack, urls: dict[str
     assert {ends[saga_id][0] for saga_id in cancelled} <= {"compensated"}
     assert {str(saga_id) for saga_id in shop.accepted} <= set(ends)
     polling.eventually(lambda: shop.checkout()[0] == 202 and "clock-skew" not in _degraded(shop), 90)
+    if service == "order":  # docs/saga.md: a cancellation within the quarter of a second after a step forward may find the lease over
+        shop.mail_gap_crashes += len(cancelled)
     shop.verified()
 
 
