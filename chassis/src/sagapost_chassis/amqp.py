@@ -38,15 +38,13 @@ _DICE: Final = random.SystemRandom()
 class BrokerUnavailableError(errors.TransientError):
     """The broker is gone, blocked or too slow; what was published may or may not have arrived. It costs no attempt."""
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail, counted=False)
+    counted = False
 
 
 class UnroutableError(errors.TransientError):
     """The broker has no queue for this routing key: a binding is missing. It costs no attempt."""
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail, counted=False)
+    counted = False
 
 
 def backoff_s(failures: int, *, cap_s: float = 5.0) -> float:

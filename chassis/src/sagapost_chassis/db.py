@@ -95,15 +95,13 @@ class _Unit(Generic[T]):
 class UnavailableError(errors.TransientError):
     """The database does not answer, or every connection is taken; counted when the work itself may be the cause, such as a deadlock."""
 
-    def __init__(self, detail: str, *, counted: bool = False) -> None:
-        super().__init__(detail, counted=counted)
+    counted = False
 
 
 class CommitUnknownError(errors.TransientError):
     """The connection broke during COMMIT: the transaction may or may not have happened."""
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail, counted=False)
+    counted = False
 
 
 def dsn_of(url: str, name: str) -> str:

@@ -39,12 +39,16 @@ class TransientError(FailureError):
     """Something is down or slow; the same call may succeed later, not before `delay_s` seconds.
 
     `counted=False`: the fault is not the message's, for instance a server is away. It costs no attempt and never makes a dead letter.
+    Subclasses set what is usual for them.
     """
 
-    def __init__(self, detail: str, *, delay_s: float = 0, counted: bool = True) -> None:
+    counted: bool = True
+
+    def __init__(self, detail: str, *, delay_s: float = 0, counted: bool | None = None) -> None:
         super().__init__(detail)
         self.delay_s = delay_s
-        self.counted = counted
+        if counted is not None:
+            self.counted = counted
 
 
 class PermanentError(FailureError):

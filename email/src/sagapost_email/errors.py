@@ -27,15 +27,13 @@ DEFERRED_DELAY_S = 60
 class MailServerUnavailableError(errors.TransientError):
     """There is no conversation, or it broke off before the server had the mail."""
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail, counted=False)
+    counted = False
 
 
 class MailInDoubtError(errors.TransientError):
     """The conversation broke behind the final dot: the mail was probably taken, and a second copy has to wait `delay_s` seconds."""
 
-    def __init__(self, detail: str, *, delay_s: float = 0) -> None:
-        super().__init__(detail, delay_s=delay_s, counted=False)
+    counted = False
 
 
 class MailDeferredError(errors.TransientError):
@@ -50,29 +48,25 @@ class MailDeferredError(errors.TransientError):
 class SendingNowError(errors.TransientError):
     """Another delivery, in this process or in another, is sending the mail."""
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail, counted=False)
+    counted = False
 
 
 class MemoryUnavailableError(errors.TransientError):
     """The memory of mails cannot be read or written now."""
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail, counted=False)
+    counted = False
 
 
 class OrderUnavailableError(errors.TransientError):
     """The order service did not say whether the receipt may go out."""
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail, counted=False)
+    counted = False
 
 
 class TooManyMailsError(errors.TransientError):
     """The recipient had as many mails in the last hour as one may have."""
 
-    def __init__(self, detail: str, *, delay_s: float) -> None:
-        super().__init__(detail, delay_s=delay_s, counted=False)
+    counted = False
 
 
 class NotWantedError(errors.DomainError):

@@ -144,8 +144,7 @@ class TooManyDeclinesError(errors.DomainError):
 class NotStoredError(errors.TransientError):
     """The connection broke during COMMIT and the order is not there: nothing happened. It costs no attempt."""
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail, counted=False)
+    counted = False
 
 
 class SagaMissingError(errors.TransientError):

@@ -18,8 +18,7 @@ class ProviderUnavailableError(errors.TransientError):
     It costs no attempt, unless the provider may have answered like this because of what was asked (`counted`).
     """
 
-    def __init__(self, detail: str, *, counted: bool = False) -> None:
-        super().__init__(detail, counted=counted)
+    counted = False
 
 
 class OutcomeUnknownError(errors.TransientError):
