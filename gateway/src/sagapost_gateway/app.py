@@ -11,8 +11,6 @@ from litestar import enums, handlers, types
 from sagapost_chassis import health, ids, problems, sites, web, web_lines
 from sagapost_gateway import admission, api, cors, edge, errors, gate, holding, openapi, pages, upstream
 
-HOLD_S: Final = 1.0  # as long as Retry-After says
-MAX_HELD: Final = 1000
 READY_S: Final = 1.0  # how long readiness is kept
 _UNLESS_SET: Final = (
     (b"cache-control", b"no-store"),
@@ -97,20 +95,14 @@ def shedding(inner: types.ASGIApp, busy: Callable[[], bool], room: int) -> types
     on their way to the order service, and those would be refused there, when most of their work is done. A call has no
     place while it waits for its body: who sends one slowly, or never to its end, keeps nobody out.
 
-    The refusal comes a second late: whoever asks again at once, and not after Retry-After, is kept from spending on refusals what
-    the accepted need. At most `MAX_HELD` are held back so.
+    The refusal comes a second late, see holding.Hold: what the accepted need must not be spent on refusals.
     """
-    held = inside = 0
+    inside = 0
+    hold = holding.Hold()
 
     async def refuse() -> None:
-        nonlocal held
         gate.SHED.labels("door").inc()
-        if held < MAX_HELD:
-            held += 1
-            try:
-                await asyncio.sleep(HOLD_S)
-            finally:
-                held -= 1
+        await hold.wait()
 
     async def counted(scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
         nonlocal inside

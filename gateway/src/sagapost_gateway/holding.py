@@ -15,13 +15,35 @@ _LIMITED: Final = 429
 HELD: Final = prometheus_client.Counter("sagapost_gateway_held_refusals", "Answers 429 that were sent a second late, for there were many")
 
 
+class Hold:
+    """Makes answers late, `MAX_HELD` of them at once: who asks again at once, and not after Retry-After, is kept from spending."""
+
+    def __init__(self) -> None:
+        self._held = 0
+
+    def full(self) -> bool:
+        """Return whether so many are waiting that the next one is not made late."""
+        return self._held >= MAX_HELD
+
+    async def wait(self) -> None:
+        """Return `HOLD_S` seconds later, or at once when it is full."""
+        if self.full():
+            return
+        self._held += 1
+        try:
+            await asyncio.sleep(HOLD_S)
+        finally:
+            self._held -= 1
+
+
 class Refusals:
-    """Counts the refusals of the running second and those that are held back; `clock` is the event loop's."""
+    """Counts the refusals of the running second; `clock` is the event loop's."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._second_s = 0.0
-        self._sent = self._held = 0
+        self._sent = 0
+        self._hold = Hold()
 
     async def wait(self) -> None:
         """Return at once for the first of a second, and a second late for the others, as long as not too many are waiting."""
@@ -29,14 +51,10 @@ class Refusals:
         if now_s - self._second_s >= 1:
             self._second_s, self._sent = now_s, 0
         self._sent += 1
-        if self._sent <= AT_ONCE or self._held >= MAX_HELD:
+        if self._sent <= AT_ONCE or self._hold.full():
             return
         HELD.inc()
-        self._held += 1
-        try:
-            await asyncio.sleep(HOLD_S)
-        finally:
-            self._held -= 1
+        await self._hold.wait()
 
 
 def holding(inner: types.ASGIApp) -> types.ASGIApp:
