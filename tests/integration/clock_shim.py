@@ -15,7 +15,7 @@ DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = shim, pg_catalog
 
 
 def install(dsn: str) -> None:
-    """Give the database a clock that can be set; it begins with the right time."""
+    """Install a clock that can be set in a database; it begins with the right time."""
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(_SHIM)
 

@@ -14,7 +14,7 @@ Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Pooler:
-    """Gives each transaction of its clients the session that has been idle for longest."""
+    """Runs each transaction of its clients in the session that has been idle for longest."""
 
     def __init__(self, host: str, port: int) -> None:
         self._address = host, port

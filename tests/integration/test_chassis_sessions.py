@@ -17,12 +17,7 @@ async def test_a_session_that_cannot_be_relied_on_is_refused(order_db: str) -> N
     name = sql.Identifier(str(conninfo.conninfo_to_dict(order_db)["dbname"]))
     async with await psycopg.AsyncConnection.connect(order_db, autocommit=True) as admin:
         await admin.execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = off").format(name))
-        with pytest.raises(settings.CannotStartError, match="synchronous_commit is off for the role"):
-            await db.require(order_db, "test")
-        async with db.open_pool(order_db, "test") as pool:
-            with pytest.raises(db.UnavailableError):
-                async with db.connection(pool):
-                    pass
+        await _refused(order_db, "synchronous_commit is off for the role")
         await admin.execute(sql.SQL("ALTER DATABASE {} RESET synchronous_commit").format(name))
         await db.require(order_db, "test")
 
@@ -35,12 +30,7 @@ async def test_a_server_that_is_read_only_is_refused(order_db: str) -> None:
     name = sql.Identifier(str(conninfo.conninfo_to_dict(order_db)["dbname"]))
     async with await psycopg.AsyncConnection.connect(order_db, autocommit=True) as admin:
         await admin.execute(sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(name))
-        with pytest.raises(settings.CannotStartError, match="read-only, a standby for instance; connect to the primary"):
-            await db.require(order_db, "test")
-        async with db.open_pool(order_db, "test") as pool:
-            with pytest.raises(db.UnavailableError):
-                async with db.connection(pool):
-                    pass
+        await _refused(order_db, "read-only, a standby for instance; connect to the primary")
 
 
 async def test_a_pooler_in_transaction_mode_is_refused(order_db: str) -> None:
@@ -60,6 +50,16 @@ async def test_a_failed_transaction_costs_an_attempt_only_when_the_work_may_be_t
         assert (await _failure(pool, lambda conn: conn.execute("SET LOCAL statement_timeout = 1; SELECT pg_sleep(5)"))).counted
         assert not (await _failure(pool, lambda conn: conn.execute("SET TRANSACTION READ ONLY; CREATE TABLE new (id int)"))).counted
         assert not (await _failure(pool, lambda conn: conn.execute("SELECT pg_terminate_backend(pg_backend_pid())"))).counted
+
+
+async def _refused(dsn: str, words: str) -> None:
+    """Expect that a process does not start with such sessions, and that an open pool takes none."""
+    with pytest.raises(settings.CannotStartError, match=words):
+        await db.require(dsn, "test")
+    async with db.open_pool(dsn, "test") as pool:
+        with pytest.raises(db.UnavailableError):
+            async with db.connection(pool):
+                pass
 
 
 async def _failure(pool: db.Pool, work: Callable[[db.Connection], Awaitable[object]]) -> db.UnavailableError:

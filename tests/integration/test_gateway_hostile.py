@@ -4,16 +4,16 @@ import asyncio
 import collections
 import itertools
 import re
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable
 
 import psycopg
 import pytest
-from integration import costly_requests, order_walk
+from integration import costly_requests
 
 from sagapost_contracts import access
 from sagapost_ops.keys import queries
 from sagapost_sandbox import ports
-from sagapost_sandbox.testing import servers, services
+from sagapost_sandbox.testing import services
 
 pytestmark = pytest.mark.anyio
 
@@ -23,13 +23,6 @@ CHECKOUTS = 40
 HOSTILE = 8  # connections at once, each of which sends its next request as soon as the last one is answered
 CART = b'{"user_id":1,"user_email":"test@example.com","items":[{"product_id":1,"quantity":1,"price":"1299.99"}]}'
 LISTS = {"orders": (b"GET", b"/api/orders?limit=100", b""), "no such status": (b"GET", b"/api/orders?status=attention", b"")}
-
-
-@pytest.fixture
-def dsn(database_server: servers.Databases, templates: Mapping[str, str]) -> Generator[str]:
-    """Give a database of its own to a test."""
-    with order_walk.database(database_server, templates) as found:
-        yield found
 
 
 def key_of(dsn: str, client: str, rate_per_s: int) -> bytes:
@@ -70,12 +63,12 @@ def worst_of(key: bytes) -> list[bytes]:
     return bodies + [costly_requests.request(*head[:2], head[2] if b"Authorization" in head[2] else head[2] + key) for head in heads]
 
 
-async def test_a_client_that_sends_the_worst_requests_costs_another_no_checkout(start_service: Start, dsn: str) -> None:
+async def test_a_client_that_sends_the_worst_requests_costs_another_no_checkout(start_service: Start, order_db: str) -> None:
     """One key sends all costly requests again and again, as fast as it is let; each checkout of another client is accepted meanwhile."""
-    env = {"SAGAPOST_DATABASE_URL": dsn, "SAGAPOST_AMQP_URL": f"amqp://nobody:nothing@127.0.0.1:{ports.trial(1)[0]}/"}
+    env = {"SAGAPOST_DATABASE_URL": order_db, "SAGAPOST_AMQP_URL": f"amqp://nobody:nothing@127.0.0.1:{ports.trial(1)[0]}/"}
     order = start_service("order", env).wait_ready()
     gateway = start_service("gateway", {"SAGAPOST_ORDER_URL": order.url, "SAGAPOST_PAGE_PORT": "0"}).wait_ready()
-    hostile, good = key_of(dsn, "hostile", 1000), key_of(dsn, "good", 1000)
+    hostile, good = key_of(order_db, "hostile", 1000), key_of(order_db, "good", 1000)
     worst = itertools.cycle(worst_of(hostile))
     done = asyncio.Event()
     answers: collections.Counter[int] = collections.Counter()

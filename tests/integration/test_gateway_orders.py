@@ -1,6 +1,6 @@
 """The list of a client's own orders through the gateway: newest first, in pages, by status, and nobody else's."""
 
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Generator
 from decimal import Decimal
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from sagapost_chassis import db
 from sagapost_contracts import access
 from sagapost_ops.keys import queries
 from sagapost_order import domain, handlers, states
-from sagapost_sandbox.testing import servers, services
+from sagapost_sandbox.testing import services
 
 pytestmark = pytest.mark.anyio
 
@@ -21,16 +21,9 @@ LINES_MAX = 150  # a page ends with the order that brings its lines to 100, and 
 
 
 @pytest.fixture
-def dsn(database_server: servers.Databases, templates: Mapping[str, str]) -> Generator[str]:
-    """Give a database of its own to a test."""
-    with order_walk.database(database_server, templates) as found:
-        yield found
-
-
-@pytest.fixture
-def gateway(dsn: str, tmp_path: Path) -> Generator[services.Service]:
+def gateway(order_db: str, tmp_path: Path) -> Generator[services.Service]:
     """Run a gateway in front of an order service."""
-    env = {"DATABASE_URL": dsn, "AMQP_URL": order_walk.NOWHERE, **order_walk.PATIENT}
+    env = {"DATABASE_URL": order_db, "AMQP_URL": order_walk.NOWHERE, **order_walk.PATIENT}
     with (
         order_walk.running("order", tmp_path / "order.log", **env) as order,
         order_walk.running("gateway", tmp_path / "gateway.log", ORDER_URL=order.url, PAGE_PORT="0") as running,
@@ -46,16 +39,16 @@ async def client(gateway: services.Service) -> AsyncGenerator[httpx.AsyncClient]
 
 
 @pytest.fixture
-async def pool(dsn: str) -> AsyncGenerator[db.Pool]:
+async def pool(order_db: str) -> AsyncGenerator[db.Pool]:
     """Open a pool on the database, to let things happen."""
-    async with pool_kit.opened(dsn) as opened:
+    async with pool_kit.opened(order_db) as opened:
         yield opened
 
 
-def key_of(dsn: str, name: str) -> dict[str, str]:
+def key_of(order_db: str, name: str) -> dict[str, str]:
     """Store a key as the command does, and give the header that carries it."""
     key = access.new_key("development")
-    with psycopg.connect(dsn, autocommit=True) as conn:
+    with psycopg.connect(order_db, autocommit=True) as conn:
         queries.add(
             conn,
             client=name,
@@ -69,12 +62,12 @@ def key_of(dsn: str, name: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-async def test_a_client_lists_its_own_orders_newest_first(client: httpx.AsyncClient, pool: db.Pool, dsn: str) -> None:
+async def test_a_client_lists_its_own_orders_newest_first(client: httpx.AsyncClient, pool: db.Pool, order_db: str) -> None:
     """Every order of one's own once, in pages and by status; another client's never; what is no filter is 422."""
     mine = [await order_walk.place(pool, client="shop") for _ in range(4)]
     mine.append(await order_walk.place(pool, states.PAID, client="shop"))
     other = await order_walk.place(pool, client="other")
-    headers, ids = key_of(dsn, "shop"), [order.id for order in reversed(mine)]
+    headers, ids = key_of(order_db, "shop"), [order.id for order in reversed(mine)]
 
     whole = (await client.get("/api/orders", headers=headers)).json()
     pages, cursor = [], ""
@@ -83,7 +76,7 @@ async def test_a_client_lists_its_own_orders_newest_first(client: httpx.AsyncCli
         pages.append([item["id"] for item in page["items"]])
         cursor = page["next_cursor"]
     paid = (await client.get("/api/orders?status=paid", headers=headers)).json()
-    theirs = (await client.get("/api/orders", headers=key_of(dsn, "other"))).json()
+    theirs = (await client.get("/api/orders", headers=key_of(order_db, "other"))).json()
     nobodys = (await client.get("/api/orders")).json()
     one = (await client.get(f"/api/orders/{ids[0]}", headers=headers)).json()
     wrong = [
@@ -100,13 +93,13 @@ async def test_a_client_lists_its_own_orders_newest_first(client: httpx.AsyncCli
     assert wrong == [422] * 7
 
 
-async def test_a_page_of_large_orders_ends_early(client: httpx.AsyncClient, pool: db.Pool, dsn: str) -> None:
+async def test_a_page_of_large_orders_ends_early(client: httpx.AsyncClient, pool: db.Pool, order_db: str) -> None:
     """A page of orders with many lines holds fewer orders than were asked for, and the pages together hold each order once."""
     products = (await client.get("/api/products")).json()
     items = tuple(domain.CheckoutItem(product_id=one["id"], quantity=1, price=Decimal(one["price"])) for one in products)
     large = domain.CheckoutRequest(user_id=1, user_email="test@example.com", items=items, payment_method="pm_card_ok")
     placed = [(await handlers.checkout(pool, large, pay_window_s=900, started_s=0, client="shop")).id for _ in range(30)]
-    headers = key_of(dsn, "shop")
+    headers = key_of(order_db, "shop")
 
     pages, cursor = [], ""
     while cursor is not None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from integration import order_walk, pool_kit
 
 from sagapost_chassis import db
 from sagapost_order import domain, handlers, states
-from sagapost_sandbox.testing import servers
 
 pytestmark = pytest.mark.anyio
 
@@ -22,16 +21,9 @@ MINE = {"sagapost-client": "shop"}
 
 
 @pytest.fixture
-def dsn(database_server: servers.Databases, templates: Mapping[str, str]) -> Generator[str]:
-    """Give a database of its own to a test."""
-    with order_walk.database(database_server, templates) as found:
-        yield found
-
-
-@pytest.fixture
-async def pool(dsn: str) -> AsyncGenerator[db.Pool]:
+async def pool(order_db: str) -> AsyncGenerator[db.Pool]:
     """Open a pool on the database, to let things happen."""
-    async with pool_kit.opened(dsn) as opened:
+    async with pool_kit.opened(order_db) as opened:
         yield opened
 
 
@@ -40,14 +32,14 @@ def cart(user_id: int) -> dict[str, Any]:
     return {"user_id": user_id, "user_email": "test@example.com", "items": [{"product_id": 2, "quantity": 1, "price": "49.99"}]}
 
 
-async def test_declined_and_open_payments_of_a_user_stop_the_users_next_checkout(dsn: str, pool: db.Pool, tmp_path: Path) -> None:
+async def test_declined_and_open_payments_of_a_user_stop_the_users_next_checkout(order_db: str, pool: db.Pool, tmp_path: Path) -> None:
     """Up to the limit and no further, whatever its key; other users and other clients go on, and so does the user after an hour."""
 
     async def decline(order_id: int) -> None:
         order = await handlers.get_order(pool, order_id, owner=None)
         await order_walk.happen(pool, order, states.PAYMENT_FAILED)
 
-    env = {"DATABASE_URL": dsn, "AMQP_URL": order_walk.NOWHERE, "DECLINES_PER_USER_HOUR": str(LIMIT), **order_walk.PATIENT}
+    env = {"DATABASE_URL": order_db, "AMQP_URL": order_walk.NOWHERE, "DECLINES_PER_USER_HOUR": str(LIMIT), **order_walk.PATIENT}
     with order_walk.running("order", tmp_path / "order.log", **env) as order:
         async with httpx.AsyncClient(base_url=order.url, timeout=20, headers=MINE) as client:
 
@@ -60,7 +52,7 @@ async def test_declined_and_open_payments_of_a_user_stop_the_users_next_checkout
             await decline(placed[1].json()["id"])
             stopped.append(await buy(7))
             others = [await buy(8), await buy(7, **{"sagapost-client": "another"})]
-            with psycopg.connect(dsn) as conn:
+            with psycopg.connect(order_db) as conn:
                 conn.execute("UPDATE orders SET created_at = created_at - interval '61 minutes' WHERE id = %s", [placed[0].json()["id"]])
             later = await buy(7)
             paid = [await buy(9) for _ in range(LIMIT)]
@@ -73,13 +65,13 @@ async def test_declined_and_open_payments_of_a_user_stop_the_users_next_checkout
     assert all(0 < int(answer.headers["retry-after"]) <= 3600 for answer in stopped)
 
 
-async def test_many_tokens_at_once_gain_nothing(dsn: str, tmp_path: Path) -> None:
+async def test_many_tokens_at_once_gain_nothing(order_db: str, tmp_path: Path) -> None:
     """Fifty checkouts of one user at the same moment: no more than the limit are placed."""
-    env = {"DATABASE_URL": dsn, "AMQP_URL": order_walk.NOWHERE, "DECLINES_PER_USER_HOUR": str(LIMIT), **order_walk.PATIENT}
+    env = {"DATABASE_URL": order_db, "AMQP_URL": order_walk.NOWHERE, "DECLINES_PER_USER_HOUR": str(LIMIT), **order_walk.PATIENT}
     with order_walk.running("order", tmp_path / "order.log", **env) as order:
         async with httpx.AsyncClient(base_url=order.url, timeout=30, headers=MINE) as client:
             answers = await asyncio.gather(*(client.post("/checkout", json=cart(7)) for _ in range(50)))
-    with psycopg.connect(dsn) as conn:
+    with psycopg.connect(order_db) as conn:
         (stored,) = conn.execute("SELECT count(*) FROM orders WHERE user_id = 7").fetchone() or (0,)
 
     assert {answer.status_code for answer in answers} == {202, 429}

@@ -22,7 +22,7 @@ AWAY: Final = 3  # failures; the schedule has one delay, so that the second coun
 
 @pytest.fixture
 def env(payment_db: str, vhost: str, provider: services.Service) -> dict[str, str]:
-    """Give the variables of a payment process that waits once and for a second before a message is a dead letter."""
+    """Return the variables of a payment process that waits once, for a second, before a message is a dead letter."""
     return {
         "SAGAPOST_DATABASE_URL": payment_db,
         "SAGAPOST_AMQP_URL": vhost,

@@ -48,9 +48,15 @@ async def pooler_fault(conn: Connection[Any], dsn: str) -> str:
     finds itself in another one while a second connection holds the first. Both connections must be in autocommit mode.
     """
     first = await _backend(conn)
-    if first == conn.info.backend_pid:
+    if first == conn.info.backend_pid or not await _is_moved(conn, first, dsn):
         return ""
-    moved = False
+    return (
+        "a pooler in transaction mode stands before it, behind which prepared statements, LISTEN and what is set for a session are lost; "
+        "connect without it, or use session mode"
+    )
+
+
+async def _is_moved(conn: Connection[Any], first: int, dsn: str) -> bool:
     try:
         async with asyncio.timeout(_POOLER_S), await Connection.connect(dsn, autocommit=True, prepare_threshold=None) as other:
             for extra in range(3):
@@ -58,15 +64,11 @@ async def pooler_fault(conn: Connection[Any], dsn: str) -> str:
                     await other.execute("SELECT 1")
                 async with other.transaction():
                     await other.execute("SELECT 1")
-                    moved = moved or await _backend(conn) != first
+                    if await _backend(conn) != first:
+                        return True
     except TimeoutError:
-        moved = True
-    if not moved:
-        return ""
-    return (
-        "a pooler in transaction mode stands before it, behind which prepared statements, LISTEN and what is set for a session are lost; "
-        "connect without it, or use session mode"
-    )
+        return True
+    return False
 
 
 async def _backend(conn: Connection[Any]) -> int:

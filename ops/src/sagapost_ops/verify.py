@@ -170,7 +170,7 @@ class _Walked:
 
 
 def _left_out(found: evidence.Evidence, walked: _Walked) -> tuple[str, ...]:
-    """Say what was not looked at."""
+    """Return what was not looked at, in sentences; nothing without `since`."""
     if found.since is None:
         return ()
     sagas = found.count(found.order, _ALL_SAGAS) - walked.sagas
