@@ -311,8 +311,8 @@ async def test_an_operator_sees_who_calls_and_what_is_refused(
             await client.post("/api/checkout", headers=headers, json=CART | {"pad": "x" * 9000})
             await client.get("/api/nowhere")
             await client.post("/api/checkout", headers=headers, json=CART | {"user_id": 0})
-        read, waited, unknown, scope, large, nowhere, wrong = [line for line in gateway.lines() if line["event"] == "request.handled"]
-        behind = [line for line in order_service.lines() if line.get("path") == f"/sagas/{order.saga_id}"]
+        read, waited, unknown, scope, large, nowhere, wrong = polling.eventually(lambda: _at_least(gateway, 7, event="request.handled"))
+        behind = polling.eventually(lambda: _at_least(order_service, 2, path=f"/sagas/{order.saga_id}"))
         counts = {name: metric(gateway, f'sagapost_refusals_total{{reason="{name}"}}') for name in REASONS}
         routed = 'name="GET /api/sagas/{saga_id}"'
         answers = [metric(gateway, f'sagapost_http_answers_total{{{routed},status="{status}"}}') for status in ("2xx", "3xx", "4xx")]
@@ -326,6 +326,12 @@ async def test_an_operator_sees_who_calls_and_what_is_refused(
     assert [line.get("reason") for line in (unknown, scope, large, nowhere, wrong)] == list(REASONS)
     assert counts == dict.fromkeys(REASONS, 1)
     assert (answers, handled, polls) == ([1, 1, 1], 1, 1)
+
+
+def _at_least(service: services.Service, number: int, **wanted: str) -> list[dict[str, object]]:
+    """Give the lines with these fields once there are enough; each is written after its answer, which the client may have before it."""
+    lines = [line for line in service.lines() if wanted.items() <= line.items()]
+    return lines if len(lines) >= number else []
 
 
 REASONS = ("unauthorized", "insufficient-scope", "payload-too-large", "not-found", "validation-failed")

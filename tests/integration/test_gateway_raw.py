@@ -304,7 +304,7 @@ def test_a_refusal_is_logged_once_under_its_trace(gateway: services.Service) -> 
     _, _, body = exchange(gateway, GET + b"\r\n")[0]
 
     trace_id = msgspec.json.decode(body)["trace_id"]
-    (line,) = [line for line in gateway.lines() if line.get("trace_id") == trace_id]
+    (line,) = polling.eventually(lambda: [line for line in gateway.lines() if line.get("trace_id") == trace_id])
     assert (line["event"], line["status"], line["level"]) == ("http.refused", 400, "info")
 
 

@@ -93,17 +93,20 @@ async def test_a_cursor_ahead_of_its_server_is_refused_until_it_is_repaired(paym
     await relay_kit.run(payment_db, _AHEAD)
     first = start_service("relay", env)
     codes = [await asyncio.to_thread(first.wait)]
+    left = await relay_kit.rows(payment_db, _HOLDERS)
     async with await db.Connection.connect(payment_db, autocommit=True) as conn:
         for _ in range(400):
             await conn.execute("SELECT pg_current_xact_id()")
 
     again = start_service("relay", env)
     codes.append(await asyncio.to_thread(again.wait))
+    left += await relay_kit.rows(payment_db, _HOLDERS)
     told = first.logs() + again.logs()
     repaired = await asyncio.to_thread(_repair, payment_db)
     start_service("relay", env)
 
     assert codes == [2, 2]
+    assert left == [(None,), (None,)]  # who refuses leaves no lease behind that the repair would have to wait for
     assert "./sagapost outbox repair" in first.logs()
     assert "./sagapost outbox repair" in again.logs()
     assert "Traceback" not in told

@@ -23,10 +23,11 @@ _SERVER: Final = """
 SELECT system_identifier, pg_is_in_recovery() AS in_recovery, %(asked)s AS synchronous_commit FROM pg_control_system()
 """
 # Written in the transaction of the claim, and for certain: a cursor that lies ahead of the server is refused until `outbox repair`, also
-# when the server's transaction ids have come to it meanwhile. No cluster has the identifier 0.
+# when the server's transaction ids have come to it meanwhile. No cluster has the identifier 0. The relay ends: all its leases with it.
 _DISTRUST: Final = """
-UPDATE outbox_cursor SET system_identifier = 0, owner = NULL, lease_until = NULL
- WHERE shard = ANY(%(shards)s::smallint[]) AND owner = %(owner)s
+UPDATE outbox_cursor
+   SET system_identifier = CASE WHEN shard = ANY(%(shards)s::smallint[]) THEN 0 ELSE system_identifier END, owner = NULL, lease_until = NULL
+ WHERE owner = %(owner)s
 """
 _SYNCHRONOUS: Final = "SHOW synchronous_commit"
 _SNAPSHOT: Final = "SELECT pg_current_snapshot()::text, current_setting('synchronous_standby_names') <> ''"
@@ -341,7 +342,7 @@ async def claim(conn: db.Connection, owner: str, held: Sequence[int], limit: int
 
 
 async def distrust(conn: db.Connection, owner: str, shards: Sequence[int]) -> None:
-    """Store that these cursors must not be used, and give them up; must run in a transaction, which commits for certain."""
+    """Store that these cursors must not be used, and give up every lease; must run in a transaction, which commits for certain."""
     await conn.execute(_CERTAINLY)
     await conn.execute(_DISTRUST, {"owner": owner, "shards": list(shards)})
 

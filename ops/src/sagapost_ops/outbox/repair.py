@@ -1,5 +1,7 @@
 """Makes the cursors of a restored or copied outbox mean something in the cluster where it is now."""
 
+import math
+
 import msgspec
 
 from sagapost_chassis import outbox
@@ -56,7 +58,8 @@ def _refuse_while_held(cursors: list[queries.Cursor], name: str) -> None:
     for cursor in cursors:
         if cursor.lease_s is not None and cursor.lease_s > 0:
             raise errors.FailedError(
-                f"{cursor.owner} holds shard {cursor.shard} of {name} for {cursor.lease_s:.0f} s more; stop the relay and call again"
+                f"{cursor.owner} holds shard {cursor.shard} of {name} for {math.ceil(cursor.lease_s)} s more; "
+                "stop the relay if it runs, and call again then"
             )
 
 
