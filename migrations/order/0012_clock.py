@@ -5,8 +5,8 @@ from alembic import op
 revision = "order_0012"
 down_revision = "order_0011"
 
-# The default comes after the column, so that no row is written here. NULL: written before this migration, at `updated_at`. A version
-# that does not know the column leaves an older time in it, which says no more than that the row is older than it is.
+# The default comes after the column, so that no row is written here. NULL: written before this migration, at `updated_at`. The version
+# before does not update it: while both run, a deadline that it wrote may be moved by a step that came before it.
 CLOCK = """
 ALTER TABLE sagas ADD COLUMN clock_at timestamptz;
 ALTER TABLE sagas ALTER COLUMN clock_at SET DEFAULT clock_timestamp();

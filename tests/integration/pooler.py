@@ -1,11 +1,11 @@
 """A pooler in transaction mode before a PostgreSQL server: each transaction gets the session that has been idle for longest."""
 
 import asyncio
+import contextlib
 import itertools
 import struct
 from collections import deque
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, closing
 from typing import Final
 
 _SSL, _GSS = 80877103, 80877104  # the codes of SSLRequest and GSSENCRequest
@@ -14,23 +14,26 @@ Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Pooler:
-    """Runs each transaction of its clients in the session that has been idle for longest."""
+    """Runs each transaction of its clients in the session that has been idle for longest; of `clients` at a time, the others wait."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, clients: int) -> None:
         self._address = host, port
+        self._places = asyncio.Semaphore(clients)
         self._idle: deque[Stream] = deque()
         self._returned = asyncio.Condition()
         self._pids = itertools.count(1)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one client until it hangs up."""
-        with closing(writer):
-            try:
-                await self._give_back(await self._introduced(reader, writer))
-                while True:
-                    await self._transaction(reader, writer)
-            except (asyncio.IncompleteReadError, ConnectionError):
-                pass
+        async with self._places:
+            with contextlib.closing(writer):
+                await self._serve(reader, writer)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await self._give_back(await self._introduced(reader, writer))
+            while True:
+                await self._transaction(reader, writer)
 
     async def _introduced(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Stream:
         """Open a session with the client's own words; the client is told a process id of ours."""
@@ -98,10 +101,10 @@ def _send(writer: asyncio.StreamWriter, kind: bytes, body: bytes) -> None:
     writer.write(kind + struct.pack("!I", len(body) + 4) + body)
 
 
-@asynccontextmanager
-async def before(host: str, port: int) -> AsyncGenerator[int]:
+@contextlib.asynccontextmanager
+async def before(host: str, port: int, clients: int = 100) -> AsyncGenerator[int]:
     """Run a pooler before a server, and give its port on 127.0.0.1."""
-    pooler = Pooler(host, port)
+    pooler = Pooler(host, port, clients)
     listener = await asyncio.start_server(pooler.serve, "127.0.0.1", 0)
     try:
         yield listener.sockets[0].getsockname()[1]

@@ -26,11 +26,13 @@ async def test_a_session_that_cannot_be_relied_on_is_refused(order_db: str) -> N
 
 
 async def test_a_server_that_is_read_only_is_refused(order_db: str) -> None:
-    """As a standby is: at the start, and while a pool is open."""
+    """At the start, also of a relay, which would wait for a standby, and while a pool is open."""
     name = sql.Identifier(str(conninfo.conninfo_to_dict(order_db)["dbname"]))
     async with await psycopg.AsyncConnection.connect(order_db, autocommit=True) as admin:
         await admin.execute(sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(name))
-        await _refused(order_db, "read-only, a standby for instance; connect to the primary")
+        await _refused(order_db, "default_transaction_read_only is on for the role")
+        with pytest.raises(settings.CannotStartError, match="is read-only"):
+            await db.require(order_db, "test", standby_ok=True)
 
 
 async def test_a_pooler_in_transaction_mode_is_refused(order_db: str) -> None:
@@ -42,6 +44,15 @@ async def test_a_pooler_in_transaction_mode_is_refused(order_db: str) -> None:
             assert await sessions.pooler_fault(one, order_db) == "", "a session of one's own behind a pooler is good enough"
         with pytest.raises(settings.CannotStartError, match="a pooler in transaction mode stands before it"):
             await db.require(pooled, "test")
+
+
+async def test_a_pooler_without_a_second_session_is_named_as_that(order_db: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it keeps a session for each client cannot be seen then; the sentence says what to change, and names no mode."""
+    monkeypatch.setattr(sessions, "_POOLER_S", 0.5)
+    parts = conninfo.conninfo_to_dict(order_db)
+    async with pooler.before(str(parts["host"]), int(str(parts["port"])), clients=1) as port:
+        with pytest.raises(settings.CannotStartError, match="no second session free for"):
+            await db.require(conninfo.make_conninfo(order_db, host="127.0.0.1", port=port), "test")
 
 
 async def test_a_failed_transaction_costs_an_attempt_only_when_the_work_may_be_the_cause(order_db: str) -> None:

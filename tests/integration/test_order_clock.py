@@ -14,6 +14,7 @@ from sagapost_order import client_queries, clock, clock_queries, moves, states
 pytestmark = pytest.mark.anyio
 
 STEPS = ("-1 hour", "1 hour", "-10 seconds")
+AGES = ("0", "7 minutes", "2 hours")
 POLICY = states.POLICY
 WAITS = """
 SELECT id, version, state, deadline_kind, deadline_at - clock_timestamp(), receipt_until - clock_timestamp() FROM sagas ORDER BY id
@@ -58,12 +59,15 @@ async def place_all(pool: db.Pool) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("replicas", [1, 2])
-async def test_every_wait_stays_as_long_as_it_was(order_db: str, pool: db.Pool, step: str, replicas: int) -> None:
-    """Deadlines and a receipt's lease, in every state, forward and back, however many sweepers see the step: no saga moves for it."""
+@pytest.mark.parametrize("age", AGES)
+async def test_every_wait_stays_as_long_as_it_was(order_db: str, pool: db.Pool, step: str, replicas: int, age: str) -> None:
+    """Deadlines and a receipt's lease, in every state, forward and back, however many sweepers see the step, however old the wait is."""
     sweepers = [clock.Clock() for _ in range(replicas)]
     for sweeper in sweepers:
         await swept(pool, sweeper)
     await place_all(pool)
+    with psycopg.connect(order_db, autocommit=True) as sql:
+        sql.execute("UPDATE sagas SET clock_at = clock_at - %s::interval", [age])
     before = waits(order_db)
 
     clock_shim.step(order_db, step)

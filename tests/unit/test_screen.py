@@ -148,3 +148,17 @@ def test_what_prints_is_handed_nothing_unescaped() -> None:
                 assert is_made or ast.unparse(inner) == "made", ast.unparse(call)
                 seen += 1
     assert seen > 10
+
+
+def test_no_command_puts_a_line_end_into_a_line() -> None:
+    r"""It would be shown as \n: an empty line is `spaced`, a text of several lines is a `block`."""
+    found = [
+        f"{path.relative_to(OPS)}:{call.lineno}"
+        for path in sorted(OPS.rglob("*.py"))
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in {"line", "spaced", "paragraph"}
+        for part in (part for argument in call.args for part in ast.walk(argument))
+        if isinstance(part, ast.Constant) and isinstance(part.value, str) and "\n" in part.value
+    ]
+
+    assert found == []

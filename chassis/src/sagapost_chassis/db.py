@@ -180,8 +180,10 @@ async def _check(conn: Connection) -> None:
         await Pool.check_connection(conn)
 
 
-async def require(url: str, name: str, *, waits: bool = False) -> None:
-    """Connect once at start. `waits`: a standby is good enough, for the process waits until it is promoted.
+async def require(url: str, name: str, *, standby_ok: bool = False) -> None:
+    """Connect once at start, check the session, and refuse a pooler in transaction mode.
+
+    `standby_ok`: the process itself waits until a standby is promoted.
 
     Raises:
         CannotStartError: a sentence that says what to do; the process ends with exit code 2.
@@ -190,7 +192,7 @@ async def require(url: str, name: str, *, waits: bool = False) -> None:
     try:
         dsn = dsn_of(url, name)
         async with await Connection.connect(dsn, autocommit=True, prepare_threshold=None) as conn:
-            wrong = await sessions.fault(conn, reads=waits) or await sessions.pooler_fault(conn, dsn)
+            wrong = await sessions.fault(conn, standby_ok=standby_ok) or await sessions.pooler_fault(conn, dsn)
     except psycopg.Error as exc:
         reason = str(exc).strip().splitlines()[0].removeprefix("connection failed: ")
         what = "start it (./sagapost up) or correct SAGAPOST_DATABASE_URL"

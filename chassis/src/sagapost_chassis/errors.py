@@ -39,7 +39,7 @@ class TransientError(FailureError):
     """Something is down or slow; the same call may succeed later, not before `delay_s` seconds.
 
     `counted=False`: the fault is not the message's, for instance a server is away. It costs no attempt and never makes a dead letter.
-    Subclasses set what is usual for them.
+    A subclass sets its default; the argument overrides it for one error.
     """
 
     counted: bool = True

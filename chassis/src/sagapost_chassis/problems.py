@@ -102,7 +102,7 @@ async def refuse(
     headers: Sequence[tuple[bytes, bytes]] = (),
     trace_id: str | None = None,
 ) -> None:
-    """Send the problem answer for what no handler will see; without a `trace_id` with that of the running span."""
+    """Answer a request before it reaches a handler. `trace_id` defaults to that of the running span."""
     web_lines.note(scope, problem=slug)
     body = msgspec.json.encode(
         Problem(

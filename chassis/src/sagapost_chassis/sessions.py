@@ -10,19 +10,16 @@ _RELIED_ON: Final = """
 SELECT current_setting('synchronous_commit'), current_setting('synchronous_standby_names') <> '',
        '0' IN (current_setting('statement_timeout'), current_setting('lock_timeout'),
                current_setting('idle_in_transaction_session_timeout')),
-       pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on', current_user
+       pg_is_in_recovery(), current_setting('default_transaction_read_only') = 'on', current_user
 """
 _BACKEND: Final = "SELECT pg_backend_pid()"
 _POOLER_S: Final = 3.0  # what a pooler with a single session would make its second client wait for
 
 
-async def fault(conn: Connection[Any], *, reads: bool = False) -> str:
-    """Return what is wrong with a session, in a sentence that says what to do; empty when it may be relied on.
-
-    `reads`: a server that is read-only is good enough for now.
-    """
+async def fault(conn: Connection[Any], *, standby_ok: bool = False) -> str:
+    """Return what is wrong with a session, in a sentence that says what to do; empty when it may be relied on."""
     asked = await (await conn.execute(_RELIED_ON, prepare=False)).fetchone()
-    level, replicated, unbounded, read_only, role = asked if asked is not None else ("", False, False, False, "")
+    level, replicated, unbounded, is_standby, read_only, role = asked if asked is not None else ("", False, False, False, False, "")
     if level == "off" or (level == "local" and replicated):
         return (
             f"synchronous_commit is {level} for the role {role}, so that an order that was answered could be lost with the server; "
@@ -33,22 +30,29 @@ async def fault(conn: Connection[Any], *, reads: bool = False) -> str:
             "statement_timeout, lock_timeout or idle_in_transaction_session_timeout is not in force for this session; connect without a "
             "pooler that ignores startup parameters, or set them for the role"
         )
-    if read_only and not reads:
-        return (
-            "it is read-only, a standby for instance; connect to the primary, or name all servers in the URL and add "
-            "target_session_attrs=read-write"
-        )
+    if is_standby and not standby_ok:
+        return "it is read-only, a standby; connect to the primary, or name all servers in the URL and add target_session_attrs=read-write"
+    if read_only and not is_standby:
+        return f"it is read-only (default_transaction_read_only is on for the role {role} or the database); set it to off"
     return ""
 
 
 async def pooler_fault(conn: Connection[Any], dsn: str) -> str:
     """Return what is wrong with a pooler in front of the server; empty when there is none, or it keeps a session for each client.
 
-    A pooler gives its clients process ids of its own. One in transaction mode gives a session to whoever begins next: `conn` then
-    finds itself in another one while a second connection holds the first. Both connections must be in autocommit mode.
+    A pooler reports a process id of its own when a client connects, so it differs from pg_backend_pid(). In transaction mode a second
+    connection takes the server's session of `conn`, and `conn` runs in another one. Both connections must be in autocommit mode.
     """
     first = await _backend(conn)
-    if first == conn.info.backend_pid or not await _is_moved(conn, first, dsn):
+    if first == conn.info.backend_pid:
+        return ""
+    try:
+        is_moved = await _is_moved(conn, first, dsn)
+    except TimeoutError:
+        return (
+            f"a pooler stands before it that had no second session free for {_POOLER_S:.0f} s; raise its pool size, or connect without it"
+        )
+    if not is_moved:
         return ""
     return (
         "a pooler in transaction mode stands before it, behind which prepared statements, LISTEN and what is set for a session are lost; "
@@ -57,17 +61,14 @@ async def pooler_fault(conn: Connection[Any], dsn: str) -> str:
 
 
 async def _is_moved(conn: Connection[Any], first: int, dsn: str) -> bool:
-    try:
-        async with asyncio.timeout(_POOLER_S), await Connection.connect(dsn, autocommit=True, prepare_threshold=None) as other:
-            for extra in range(3):
-                for _ in range(extra):  # else a pooler that goes round could come back to the same session each time
-                    await other.execute("SELECT 1")
-                async with other.transaction():
-                    await other.execute("SELECT 1")
-                    if await _backend(conn) != first:
-                        return True
-    except TimeoutError:
-        return True
+    async with asyncio.timeout(_POOLER_S), await Connection.connect(dsn, autocommit=True, prepare_threshold=None) as other:
+        for extra in range(3):
+            for _ in range(extra):  # else a pooler that goes round could come back to the same session each time
+                await other.execute("SELECT 1")
+            async with other.transaction():
+                await other.execute("SELECT 1")
+                if await _backend(conn) != first:
+                    return True
     return False
 
 

@@ -36,10 +36,10 @@ def names(text: str) -> frozenset[str]:
 
 
 def guarding(env: str, hosts: Collection[str], origins: Collection[str] = ()) -> Guard:
-    """Return what puts both checks around an application.
+    """Return a wrapper that refuses unknown hosts (421) and pages of other sites (403).
 
-    Development answers loopback names and `hosts`; production the same when there are `hosts`, and any name otherwise. Pages of `origins`
-    may change something.
+    Hosts are checked in development, which also answers to loopback names, and in production when `hosts` is not empty. Pages of
+    `origins` may change something.
     """
     named = frozenset(hosts) if hosts or env == settings.DEVELOPMENT else None
     allowed = frozenset(origin.encode("ascii") for origin in origins)

@@ -36,6 +36,11 @@ class Steps:
         self._seen.append((ended_s, step))
         return step
 
-    def ahead_s(self, now_s: float) -> float:
-        """Return by how many seconds the clock was set forward in the last `KEPT_S` seconds of the monotonic clock `now_s`, in all."""
-        return sum(max(0.0, step.by.total_seconds()) for seen_s, step in self._seen if seen_s > now_s - KEPT_S)
+    def ahead_s(self, now_s: float, since: datetime) -> float:
+        """Return by how many seconds the clock was set forward after it showed `since`, in all.
+
+        Steps of the last `KEPT_S` seconds before `now_s`, by the monotonic clock. A step back that followed is not subtracted: a wait that
+        is too long by the clock's error does less harm than one that is too short.
+        """
+        recent = (step for seen_s, step in self._seen if seen_s > now_s - KEPT_S and step.before >= since - LEAST)
+        return sum(max(0.0, step.by.total_seconds()) for step in recent)

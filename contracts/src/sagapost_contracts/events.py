@@ -19,7 +19,7 @@ Time = Annotated[datetime, msgspec.Meta(tz=True)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=366 * 24 * 3600)]
 
 
-_YEARS: Final = range(1900, 9000)  # nearer to the ends of the calendar a time zone or a duration leads out of it
+_YEARS: Final = range(1900, 9000)  # beyond these, adding a time zone or a wait can leave the calendar of Python or PostgreSQL
 
 
 def _within_calendar(time: datetime) -> None:
@@ -84,7 +84,7 @@ class OrderCreated(Amounted, frozen=True, kw_only=True, omit_defaults=True):
     pay_within_s: Seconds | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an amount that is not exact and a time that no calendar of ours has."""
+        """Refuse an amount that is not exact and a year outside of 1900 to 8999."""
         super().__post_init__()
         _within_calendar(self.pay_before)
 
@@ -142,7 +142,7 @@ class PaymentProcessed(Amounted, frozen=True, kw_only=True):
     items: tuple[Line, ...]
 
     def __post_init__(self) -> None:
-        """Refuse an amount that is not exact and a time that no calendar of ours has."""
+        """Refuse an amount that is not exact and a year outside of 1900 to 8999."""
         super().__post_init__()
         _within_calendar(self.captured_at)
 

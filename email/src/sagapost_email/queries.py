@@ -34,7 +34,7 @@ INSERT INTO mails (mail_id, state, holder, touched_at)
 VALUES (:mail_id, 'accepted', :holder, :now)
 ON CONFLICT (mail_id) DO UPDATE SET state = 'accepted', touched_at = :now
 """
-# A wait is a duration: what a clock showed that was set back since is moved with it.
+# A row that was touched in the future: the clock was set back, and its wait moves by as much.
 _FOLLOW_CLOCK: Final = """
 UPDATE mails SET not_before = max(0, not_before - (touched_at - :now)), touched_at = :now
  WHERE touched_at > :now + :least_s AND (mail_id = :mail_id OR recipient = :recipient)

@@ -16,7 +16,7 @@ HELD: Final = prometheus_client.Counter("sagapost_gateway_held_refusals", "Answe
 
 
 class Hold:
-    """Makes answers late, `MAX_HELD` of them at once: who asks again at once, and not after Retry-After, is kept from spending."""
+    """Delays answers by a second, at most `MAX_HELD` at a time: a client that ignores Retry-After then asks no more than once a second."""
 
     def __init__(self) -> None:
         self._held = 0

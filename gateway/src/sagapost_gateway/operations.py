@@ -280,7 +280,7 @@ OPERATIONS: Final = (
         example=examples.CANCELLING,
         settled=examples.CANCELLED,
         headers=("Location", "Retry-After"),
-        errors=("not-found", "request-timeout", "payload-too-large", "unsupported-media-type", "order-not-cancellable", *_UPSTREAM),
+        errors=("not-found", "request-timeout", "payload-too-large", "order-not-cancellable", *_UPSTREAM),
         parameters=(_ORDER_ID,),
     ),
     Operation(

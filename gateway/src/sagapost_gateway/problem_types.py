@@ -107,8 +107,8 @@ KINDS: Final[dict[str, Kind]] = {
     "misdirected-request": Kind(
         status=421,
         title=problems.TITLES["misdirected-request"],
-        meaning="The gateway does not answer to the host in the Host header. In development it answers to loopback names only.",
-        remedy="Use another address, or let the operator name the host in SAGAPOST_ALLOWED_HOSTS.",
+        meaning="The gateway does not answer to the host in the Host header. In development these are loopback names and allowed ones.",
+        remedy="Use another address, or let the operator name the host in SAGAPOST_ALLOWED_HOSTS or SAGAPOST_DEVELOPMENT_HOSTS.",
     ),
     "validation-failed": Kind(
         status=422,
@@ -137,8 +137,8 @@ KINDS: Final[dict[str, Kind]] = {
     "rate-limited": Kind(
         status=429,
         title=problems.TITLES["rate-limited"],
-        meaning="This client has made as many calls as it may for now.",
-        remedy="Wait as long as Retry-After says; the RateLimit fields say how much is left. Nothing was done.",
+        meaning="This client has made as many calls as it may for now, or this user has too many declined payments; `detail` says which.",
+        remedy="Wait as long as Retry-After says; the RateLimit fields say how many calls are left. Nothing was done.",
     ),
     "internal-error": Kind(
         status=500,

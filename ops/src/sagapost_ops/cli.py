@@ -90,7 +90,8 @@ def run() -> int:
         code = main.main(prog_name="./sagapost", standalone_mode=False, complete_var=COMPLETE)
     except click.UsageError as exc:
         where = exc.ctx.command_path if exc.ctx else "./sagapost"
-        errors.show(f"{exc.format_message().rstrip('.')}; see: {where} --help")
+        message = exc.format_message().replace("\n\t", " ")  # click lists choices on lines of their own
+        errors.show(f"{message.rstrip('.')}; see: {where} --help")
         return exc.exit_code
     except errors.CommandError as exc:
         exc.show()

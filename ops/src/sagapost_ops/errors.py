@@ -50,6 +50,12 @@ def of_all(faults: Sequence[str]) -> UnfitError:
     return UnfitError(faults[0], faults[1:])
 
 
+def of_failure(failure: str) -> FailedError:
+    """Return the error of a failure whose further lines are the end of a log."""
+    sentence, *log = failure.split("\n")
+    return FailedError(sentence, [one.strip() for one in log])
+
+
 def show(sentence: str, more: Sequence[str] = ()) -> None:
     """Print why a command ends, on standard error; what a server or a message put into the sentence is escaped."""
     click.echo(escaping.line(f"sagapost: {sentence}"), err=True)

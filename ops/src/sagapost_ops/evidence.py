@@ -256,4 +256,7 @@ def gathered(where: targets.Targets, since: datetime | None = None) -> Generator
         try:
             yield Evidence(order, payment, where, since)
         except psycopg.OperationalError as exc:
-            raise errors.FailedError(f"a database gave up ({str(exc).splitlines()[0]}); with --since less is looked at") from exc
+            reason = next(iter(str(exc).splitlines()), type(exc).__name__)
+            is_slow = isinstance(exc, psycopg.errors.QueryCanceled)
+            what = "with --since less is looked at" if is_slow else "see ./sagapost status and call again"
+            raise errors.FailedError(f"a database gave up ({reason}); {what}") from exc

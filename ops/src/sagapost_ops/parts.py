@@ -187,7 +187,7 @@ class Part:
 
 
 def walk(found: evidence.Evidence) -> Iterator[Part]:
-    """Read every id that any source knows, in order, a page at a time: what one page says of an id is all that is known of it."""
+    """Yield pages of saga ids, merged from all sources in their order; everything that is known of one id stands in one page."""
     outside = sorted({*(found.movements or ()), *(found.mails or ())})  # before the databases: a mail is reported after it was accepted
     with found.order.cursor("cancellations", withhold=True) as cancellations:
         cancellations.itersize = evidence.PAGE

@@ -9,7 +9,8 @@ from sagapost_chassis import db
 from sagapost_contracts import access
 
 # A token bucket by the database's clock, so that all gateways share it. Whoever waits for the bucket's row computes from what the
-# one before left. A clock that is set back fills nothing once, and goes on from there. Asking for nothing only looks the key up.
+# one before left. After the clock was set back one draw adds no tokens; the next ones count from the new time. Asking for nothing
+# only looks the key up.
 _DRAW: Final = """
 WITH known AS (
     SELECT clients.name, clients.rate_per_s, clients.burst, api_keys.id AS key_id, api_keys.scopes

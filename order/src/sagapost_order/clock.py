@@ -8,7 +8,7 @@ from sagapost_order import clock_queries
 
 
 class Clock:
-    """What a sweeper knows of the database's clock. `steps`: those that deadlines have to follow; the first entry, None, are older ones."""
+    """What a sweeper knows of the database's clock. `steps`: those whose deadlines are not moved yet; None: one before it began."""
 
     def __init__(self) -> None:
         self.steps: deque[steps.Step | None] = deque([None])

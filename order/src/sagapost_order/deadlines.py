@@ -85,9 +85,9 @@ def wait_to_leave(saga: domain.Saga, event: Event) -> domain.Saga:
 
 
 def expect_payment(saga: domain.Saga, event: Event) -> domain.Saga:
-    """Set the deadline to the end of the time to pay, two thirds of it from now at least.
+    """Set the deadline to `pay_before`, but at least two thirds of the time to pay from now.
 
-    All of it, when `pay_before` has passed, or lies further ahead than the time to pay is long: the clock was set since it was written.
+    When `pay_before` has passed, or lies further ahead than the time to pay (the clock was set), it is the whole time to pay from now.
     """
     window = timedelta(seconds=_window_s(saga))
     is_near = event.now < saga.pay_before <= event.now + window

@@ -15,7 +15,8 @@ FailureError
 │   ├── KeyReusedError               422 idempotency-key-reused
 │   ├── PriceChangedError            422 price-changed
 │   ├── UnknownProductError          422 unknown-product
-│   └── TooManyDeclinesError         429 rate-limited
+│   ├── TooManyDeclinesError         429 rate-limited
+│   └── UserBusyError                429 rate-limited
 ├── TransientError                   worth another try
 │   ├── NotStoredError               the commit broke, and the order is not there
 │   ├── SagaMissingError             a message came before its saga could be seen
@@ -137,8 +138,18 @@ class TooManyDeclinesError(errors.DomainError):
     status: ClassVar[int] = 429
 
     def __init__(self, wait_s: int) -> None:
-        detail = "Too many payments of this user were declined within the last hour. Nothing was ordered."
+        detail = "Too many payments of this user were declined within the last hour, or are open. Nothing was ordered."
         super().__init__(detail, headers={"Retry-After": str(wait_s)})
+
+
+class UserBusyError(errors.DomainError):
+    """Another checkout of this user is being placed, so that its declined payments cannot be counted yet."""
+
+    slug: ClassVar[str] = "rate-limited"
+    status: ClassVar[int] = 429
+
+    def __init__(self) -> None:
+        super().__init__("Another checkout of this user is being placed. Nothing was ordered; try again.", headers={"Retry-After": "1"})
 
 
 class NotStoredError(errors.TransientError):

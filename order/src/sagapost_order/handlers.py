@@ -239,6 +239,14 @@ async def _store(pool: db.Pool, saga_id: UUID, write: Callable[[db.Connection], 
     return written.outcome
 
 
+async def _refuse_many_declines(conn: db.Connection, client: str, user_id: int, most: int) -> None:
+    if not await queries.lock_user(conn, client, user_id):
+        raise errors.UserBusyError
+    wait_s = await queries.declines(conn, client, user_id, most)
+    if wait_s is not None:
+        raise errors.TooManyDeclinesError(wait_s)
+
+
 async def _place(
     conn: db.Connection,
     request: domain.CheckoutRequest,
@@ -250,9 +258,8 @@ async def _place(
     behind_s: float,
     most_declines: int,
 ) -> _Written[domain.Order]:
-    wait_s = await queries.declines(conn, client, request.user_id, most_declines) if most_declines else None
-    if wait_s is not None:
-        raise errors.TooManyDeclinesError(wait_s)
+    if most_declines:
+        await _refuse_many_declines(conn, client, request.user_id, most_declines)
     catalogue = {product.id: product for product in await queries.prices(conn, [item.product_id for item in request.items])}
     lines, total = domain.price_order(request.items, catalogue)
     at = next(iter(catalogue.values())).at

@@ -196,10 +196,10 @@ async def act(pool: db.Pool, policy: states.Policy, saga_id: UUID, action: Actio
 
 
 async def sweep(pool: db.Pool, policy: states.Policy, skipped: Collection[UUID], swept: Swept, stepped: clock.Clock | None = None) -> bool:
-    """Move the saga whose deadline passed first, by the database's clock; False: no deadline has passed that nobody else is at.
+    """Apply the deadline that passed first, by the database's clock; return False when none is due that another replica does not have.
 
-    Any number of replicas may do so at once. `swept` learns which saga it was, also when this fails. No deadline counts as passed
-    before the steps in `stepped` were followed; it is read behind the transaction's now(), so that no step is missed.
+    Any number of replicas may do so at once. `swept` names the saga, also when this fails. Steps of the clock in `stepped` are followed
+    first. The clock is read after now() was fixed, so a clock that is set later makes nothing due here.
     """
     async with db.transaction(pool) as conn:
         if stepped is not None and await stepped.look(conn):

@@ -214,16 +214,15 @@ async def commit_outcome(conn: db.Connection, saga_id: UUID, xid: int) -> Commit
         return await cursor.fetchone() or CommitOutcome(found=False, running=False)
 
 
-async def declines(conn: db.Connection, client: str, user_id: int, most: int) -> int | None:
-    """Return in how many seconds a user may order of whom `most` payments were declined or are open; None: at once.
+async def lock_user(conn: db.Connection, client: str, user_id: int) -> bool:
+    """Lock a user until the transaction ends, without waiting; return False when another transaction has the lock."""
+    cursor = await conn.execute(_LOCK_USER, {"client": client, "user_id": user_id})
+    return await cursor.fetchone() == (True,)
 
-    The user is locked until the transaction ends; where another transaction has the lock, it is one second.
-    """
-    values = {"client": client, "user_id": user_id, "most": most}
-    cursor = await conn.execute(_LOCK_USER, values)
-    if await cursor.fetchone() != (True,):
-        return 1
-    cursor = await conn.execute(_DECLINES, values)
+
+async def declines(conn: db.Connection, client: str, user_id: int, most: int) -> int | None:
+    """Return in how many seconds a user may order of whom `most` payments were declined or are open; None: at once."""
+    cursor = await conn.execute(_DECLINES, {"client": client, "user_id": user_id, "most": most})
     count, wait_s = await cursor.fetchone() or (0, 0)
     return max(1, int(wait_s)) if count >= most else None
 

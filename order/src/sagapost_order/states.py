@@ -132,7 +132,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def now(self) -> datetime:
-        """Return when waits begin: at the event, or, while the saga's last change lies in the future of a clock that was set back, now."""
+        """Return when waits begin: `at`, unless it is more than 5 s ahead of the clock, which was set back: then what the clock says."""
         is_back = self.clock is not None and self.at - self.clock > steps.LEAST
         return self.clock if self.clock is not None and is_back else self.at
 

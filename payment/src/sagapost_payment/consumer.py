@@ -9,8 +9,8 @@ from sagapost_contracts import events
 from sagapost_payment import domain, handlers, provider
 
 CONCURRENCY: Final = 64  # a provider takes about a second per charge
-# Seventeen minutes: past the usual pay window of fifteen, so that an order whose provider was down all along ends expired
-# and not as a dead letter.
+# Seventeen minutes: past the usual pay window of fifteen, so that an order whose provider answers errors all along ends expired
+# and not as a dead letter. A provider that is away costs no attempt.
 RETRY_DELAYS_S: Final = "1,5,30" + ",120" * 8
 
 

@@ -110,7 +110,7 @@ class Unknown(msgspec.Struct, frozen=True, kw_only=True):
     """The provider may have acted; `unanswered` when it let the time pass or said nothing that can be read.
 
     `is_error`: it answered with an error of its own. `is_kept`: it said that this answer is the one it keeps under the key.
-    `may_be_ours`: it may have answered like this because of what was asked.
+    `may_be_ours`: the request itself may be the cause, for instance of a 500 for this order only.
     """
 
     cause: str

@@ -15,7 +15,7 @@ from sagapost_chassis import errors
 class ProviderUnavailableError(errors.TransientError):
     """The provider cannot be asked right now; nothing that it would act on has reached it.
 
-    It costs no attempt, unless the provider may have answered like this because of what was asked (`counted`).
+    It costs no attempt, unless the request itself may be the cause of the answer (`counted`).
     """
 
     counted = False

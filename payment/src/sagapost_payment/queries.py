@@ -148,14 +148,15 @@ SELECT saga_id, amount, currency, transaction_id, at
   FROM ledger JOIN unnest(%(saga_ids)s::uuid[], %(kinds)s::text[]) AS asked (saga_id, kind) USING (saga_id, kind)
 """
 _INSERT_ANSWERS: Final = outbox.INSERT_RECORDS + " FROM json_to_recordset(%(answers)s::json) AS a (" + outbox.RECORD + ")"
-# A look is never further ahead than this: the clock was set back since. Not at once: who claimed it may be calling.
+# No look is scheduled this far ahead: the clock was set back. Look after call_s, for the process that claimed it may be calling.
 _FOLLOW_CLOCK: Final = """
 UPDATE payments SET look_at = now() + %(call_s)s * interval '1 second'
  WHERE look_at > now() + (60 + GREATEST(%(look_max_s)s, %(look_s)s, %(call_s)s)) * interval '1 second'
    AND status IN ('processing', 'refunding')
 """
 _OVERDUE: Final = """
-SELECT clock_timestamp() AS clock, extract(epoch FROM clock_timestamp() - pay_before)::float8 AS overdue_s FROM payments WHERE id = %(id)s
+SELECT clock_timestamp() AS clock, extract(epoch FROM clock_timestamp() - pay_before)::float8 AS overdue_s, created_at
+  FROM payments WHERE id = %(id)s
 """
 _CLOCK: Final = "SELECT extract(epoch FROM now())::float8"
 
@@ -183,9 +184,12 @@ class Capture(msgspec.Struct, frozen=True, kw_only=True):
     terms: domain.Terms
 
 
-class _Overdue(msgspec.Struct, frozen=True, kw_only=True):
+class Overdue(msgspec.Struct, frozen=True, kw_only=True):
+    """What the database's clock shows, for how many seconds the time to pay has been over, and when the payment was written."""
+
     clock: datetime
     overdue_s: float
+    created_at: datetime
 
 
 class _Moved(domain.Movement, frozen=True, kw_only=True):
@@ -354,13 +358,13 @@ async def follow_clock(conn: db.Connection, *, terms: domain.Terms) -> None:
     await conn.execute(_FOLLOW_CLOCK, {"look_s": terms.look_s, "look_max_s": _LOOK_MAX_S, "call_s": terms.call_s})
 
 
-async def overdue(conn: db.Connection, payment: domain.Payment) -> tuple[datetime, float]:
-    """Return what the database's clock shows, and for how many seconds the time to pay has been over."""
-    async with conn.cursor(row_factory=db.struct_row(_Overdue)) as cursor:
+async def overdue(conn: db.Connection, payment: domain.Payment) -> Overdue:
+    """Return for how long the time to pay has been over, by the database's clock."""
+    async with conn.cursor(row_factory=db.struct_row(Overdue)) as cursor:
         found = await (await cursor.execute(_OVERDUE, {"id": payment.id})).fetchone()
     if found is None:
         raise errors.StalePaymentError(f"there is no payment {payment.id}")
-    return found.clock, found.overdue_s
+    return found
 
 
 async def note_duplicate(conn: db.Connection, payment: domain.Payment, charge: domain.Movement, refund_id: str) -> bool:

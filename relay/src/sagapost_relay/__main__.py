@@ -13,7 +13,7 @@ from sagapost_relay.settings import Settings
 
 
 async def _main(config: Settings, stop: asyncio.Event) -> None:
-    await db.require(config.database_url, "sagapost-relay", waits=True)
+    await db.require(config.database_url, "sagapost-relay", standby_ok=True)
     # never the same twice: in containers host names and process ids come again
     relay = Relay(config, owner=f"relay-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}")
     required = {"outbox": relay.turns, "rabbitmq": relay.publishes, f"exchange {topology.EXCHANGE}": relay.has_exchange}

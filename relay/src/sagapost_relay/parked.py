@@ -29,7 +29,7 @@ SELECT o.id, o.shard, o.event_id, o.aggregate, o.type, o.routing_key, o.correlat
     ON CONFLICT (id) DO NOTHING
 """
 # Counted before it is tried, so that what ends the relay is tried a limited number of times too; full jitter. Of the rows that wait
-# for the broker only the first of each aggregate is due: that keeps their order. A wait longer than any is of a clock that was set back.
+# for the broker only the first of each aggregate is due: that keeps their order. A wait longer than the longest: the clock was set back.
 _DUE: Final = """
 WITH due AS MATERIALIZED (
     SELECT p.id FROM outbox_parked AS p

@@ -23,6 +23,7 @@ _AGAIN: Final = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
     psycopg.errors.IdleInTransactionSessionTimeout,
+    psycopg.errors.ReadOnlySqlTransaction,
     OSError,
     TimeoutError,
 )

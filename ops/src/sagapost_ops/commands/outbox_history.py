@@ -158,7 +158,7 @@ def repair_command(*, force: bool, yes: bool, only: str | None, port_offset: int
     for one in found:
         pages.show_repair(screen.out(), one, is_done=yes)
     if any(one.needed for one in found):
-        screen.out().line("The relays can run again." if yes else "\nNothing was changed. To do it: the same call with --yes")
+        screen.out().spaced("The relays can run again." if yes else "Nothing was changed. To do it: the same call with --yes")
 
 
 def _repaired(url: str, found: repair.Repair) -> repair.Repair:

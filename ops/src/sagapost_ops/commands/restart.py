@@ -60,7 +60,7 @@ def command(*, services: tuple[str, ...], every: bool, port_offset: int, as_json
         screen.json(Outcome(ok=is_whole, services=tuple(steps)))
     if not is_whole:
         failed = next((step for step in steps if step.state == "failed"), None)
-        raise errors.FailedError(f"{failed.service} runs as before: {failed.error}" if failed else "the stack was stopped meanwhile")
+        raise errors.of_failure(f"{failed.service} runs as before: {failed.error}" if failed else "the stack was stopped meanwhile")
     if not as_json:
         screen.out().line(f"{len(steps)} {'process has' if len(steps) == 1 else 'processes have'} been replaced.")
 

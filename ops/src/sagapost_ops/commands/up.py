@@ -94,7 +94,7 @@ def _start_in_front(home: Path, made: plan.Plan, *, as_json: bool) -> None:
     except supervisor.AlreadyRunningError as exc:
         raise errors.UnfitError("another call is starting this stack right now") from exc
     if failure:
-        raise _failed(failure)
+        raise errors.of_failure(failure)
     lines.write("Everything has stopped.")
 
 
@@ -131,17 +131,11 @@ def _await_ready(home: Path, supervising: processes.Record) -> state.State:
             if found is not None and found.phase == "ready" and state.is_supervised(found):
                 return found
             if gone and not state.is_supervised(found):
-                raise _failed(found.failure if found and found.failure else _last_words(home))
+                raise errors.of_failure(found.failure if found and found.failure else _last_words(home))
             spinner(f"starting ({time.monotonic() - began:.0f} s)")
             time.sleep(_POLL_S)
     process.stop(down.STOP_S)
-    raise _failed(f"not everything was ready after {START_S:.0f} s, so all of it was stopped; {_last_words(home)}")
-
-
-def _failed(failure: str) -> errors.FailedError:
-    """Return the error of a failure whose further lines are the end of a log."""
-    sentence, *log = failure.split("\n")
-    return errors.FailedError(sentence, [one.strip() for one in log])
+    raise errors.of_failure(f"not everything was ready after {START_S:.0f} s, so all of it was stopped; {_last_words(home)}")
 
 
 def _last_words(home: Path) -> str:

@@ -35,7 +35,7 @@ SELECT format('saga %%s is compensated and its cancellation was never announced'
    AND NOT EXISTS (SELECT FROM outbox AS o WHERE o.correlation_id = s.id::text AND o.type = 'OrderCancelled')
  ORDER BY s.id LIMIT 100
 """).format(ring=queries.RING, looked_at=evidence.LOOKED_AT)
-# The first row that takes a paid order back. A receipt that was reported before it was accepted before it, whatever clocks say.
+# The first row that takes a paid order back. When EmailSent stands before it in the history, the receipt was in time; no clock is compared.
 _DECIDED: Final = """
 SELECT d.saga_id, d.at, EXISTS (
        SELECT FROM saga_history AS e

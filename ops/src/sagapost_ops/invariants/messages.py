@@ -45,12 +45,14 @@ SELECT format('message %%s was answered %%s times with %%s', headers ->> 'causat
   FROM outbox WHERE headers ? 'causation-id'
  GROUP BY headers ->> 'causation-id', type HAVING count(DISTINCT event_id) > 1 LIMIT 100
 """
-# what came after the end of a saga and changed nothing is only counted there
+# What came after the end of a saga and changed nothing is only counted there. Those of before `since` are not among the rows of after it.
 _SEEN_WITHOUT_TRACE: Final = """
 SELECT format('%%s %%s was taken in, and no saga shows it', i.type, i.message_id)
   FROM inbox AS i LEFT JOIN saga_history AS h ON h.message_id = i.message_id
  WHERE h.message_id IS NULL AND i.received_at >= %(since)s::timestamptz
- ORDER BY i.received_at LIMIT 100 OFFSET (SELECT sum(late_messages) FROM sagas)
+ ORDER BY i.received_at LIMIT 100 OFFSET greatest(0, (SELECT sum(late_messages) FROM sagas) - (
+       SELECT count(*) FROM inbox AS e LEFT JOIN saga_history AS t ON t.message_id = e.message_id
+        WHERE t.message_id IS NULL AND e.received_at < %(since)s::timestamptz))
 """
 
 

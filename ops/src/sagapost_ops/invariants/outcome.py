@@ -25,7 +25,7 @@ class Expectations(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How many things one check looked at, a sentence for each that is wrong, and how many the outbox is too young to tell of.
+    """How many things one check looked at, a sentence for each that is wrong, and how many are older than the outbox (`unjudged`).
 
     `more` sentences were counted and not kept; `note` is what breaks nothing and should be known.
     """
@@ -37,8 +37,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     note: str | None = None
 
 
-Check = Callable[[evidence.Evidence, Expectations], Outcome | None]  # once, by itself page by page; None: there is nothing to ask
-PartCheck = Callable[[parts.Part, Expectations], Outcome | None]  # of each page of sagas
+Check = Callable[[evidence.Evidence, Expectations], Outcome | None]  # called once, reads its own pages; None: there is nothing to ask
+PartCheck = Callable[[parts.Part, Expectations], Outcome | None]  # called for each page of sagas
 
 
 class Tally:

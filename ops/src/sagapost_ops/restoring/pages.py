@@ -52,8 +52,8 @@ def show_payment(console: screen.Screen, found: payment_side.Found) -> None:
 
 def show_payment_done(console: screen.Screen, done: payment_side.Done) -> None:
     """Print what was done."""
-    console.line(
-        f"\n{done.cancelled} cancellations and {done.announced} orders are told again, {done.replayed} messages are published again. "
+    console.spaced(
+        f"{done.cancelled} cancellations and {done.announced} orders are told again, {done.replayed} messages are published again. "
         "Payment asks the provider what it took."
     )
 
