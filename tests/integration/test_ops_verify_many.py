@@ -118,6 +118,24 @@ def test_since_looks_at_a_payment_that_changed_although_its_order_did_not(fill: 
     assert any("payment of order 1 is captured with 0 captures" in one for one in report.invariants[2].violations)
 
 
+def test_since_counts_late_messages_of_before_for_nothing(fill: Fill) -> None:
+    """Three late messages of long ago stand in no history, as they should; they hide none that came now and left no trace."""
+    where = fill(1, 20)
+    _do(
+        where.order_database_url,
+        *LONG_AGO,
+        "UPDATE sagas SET late_messages = 3 WHERE order_id = 1",
+        "INSERT INTO inbox SELECT gen_random_uuid(), 'PaymentProcessed', '2020-01-01Z' FROM generate_series(1, 3)",
+        "INSERT INTO inbox VALUES ('00000000-0000-4000-8000-000000000001', 'EmailSent')",
+    )
+    since = datetime.now(UTC) - timedelta(days=2)
+
+    reports = [verify.run(where, DOWN), verify.run(where, DOWN, since=since)]
+
+    untraced = "EmailSent 00000000-0000-4000-8000-000000000001 was taken in, and no saga shows it"
+    assert [untraced in report.invariants[6].violations for report in reports] == [True, True]
+
+
 def _said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     monkeypatch.setattr(sys, "argv", ["./sagapost", "verify", "--settle", "0", *arguments])
     with pytest.raises(SystemExit) as ended:
