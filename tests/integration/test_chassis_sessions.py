@@ -56,11 +56,16 @@ async def test_a_pooler_without_a_second_session_is_named_as_that(order_db: str,
 
 
 async def test_a_failed_transaction_costs_an_attempt_only_when_the_work_may_be_the_cause(order_db: str) -> None:
-    """A statement that takes too long may be the work's own doing; a server that is gone or read-only is not."""
+    """A statement that takes too long may be the work's own doing; a server that is gone or read-only, a lock and a right are not."""
     async with db.open_pool(order_db, "test") as pool:
         assert (await _failure(pool, lambda conn: conn.execute("SET LOCAL statement_timeout = 1; SELECT pg_sleep(5)"))).counted
         assert not (await _failure(pool, lambda conn: conn.execute("SET TRANSACTION READ ONLY; CREATE TABLE new (id int)"))).counted
         assert not (await _failure(pool, lambda conn: conn.execute("SELECT pg_terminate_backend(pg_backend_pid())"))).counted
+        assert not (await _failure(pool, lambda conn: conn.execute("SELECT pg_read_file('/etc/passwd')"))).counted, "a right is missing"
+        assert not (await _failure(pool, lambda conn: conn.execute("SELECT FROM no_table"))).counted
+        async with await psycopg.AsyncConnection.connect(order_db) as holder:
+            await holder.execute("LOCK TABLE inbox")
+            assert not (await _failure(pool, lambda conn: conn.execute("SET LOCAL lock_timeout = 1; SELECT FROM inbox"))).counted
 
 
 async def _refused(dsn: str, words: str) -> None:

@@ -8,8 +8,8 @@ import psycopg
 import pytest
 from integration import clock_shim, order_walk, pool_kit
 
-from sagapost_chassis import db
-from sagapost_order import client_queries, clock, clock_queries, moves, states
+from sagapost_chassis import db, retention
+from sagapost_order import client_queries, clock, clock_queries, handlers, moves, states
 
 pytestmark = pytest.mark.anyio
 
@@ -110,6 +110,20 @@ async def test_what_moves_after_the_clock_was_set_back_waits_by_the_present_cloc
     assert 0 < wait.total_seconds() <= 900
 
 
+@pytest.mark.parametrize("step", ["-2 seconds", "-4 seconds", "-1 hour"])
+async def test_a_lease_holds_a_cancellation_that_comes_right_after_the_clock_was_set_back(order_db: str, pool: db.Pool, step: str) -> None:
+    """Before the sweeper has looked: the receipt may be on its way, so the cancellation is noted, for no longer than the lease."""
+    order = await order_walk.place(pool, states.PAID)
+    assert (await moves.ask_receipt(pool, POLICY, order.saga_id)).send
+    clock_shim.step(order_db, step)
+
+    await moves.cancel(pool, POLICY, order.id, "demo")
+
+    ((_, _, state, kind, wait, _),) = waits(order_db)
+    assert (state, kind) == (states.PAID, states.RECEIPT)
+    assert 0 < wait.total_seconds() <= POLICY.receipt_lease_s + 5
+
+
 async def test_many_sagas_follow_in_parts(order_db: str, pool: db.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than one statement moves at once: each is moved once."""
     monkeypatch.setattr(clock_queries, "FOLLOWED", 2)
@@ -124,6 +138,28 @@ async def test_many_sagas_follow_in_parts(order_db: str, pool: db.Pool, monkeypa
 
     for old, new in zip(before, waits(order_db), strict=True):
         assert abs((old[4] - new[4]).total_seconds()) < 5
+
+
+async def test_nothing_is_forgotten_while_the_clock_is_days_ahead(order_db: str, pool: db.Pool) -> None:
+    """A key is one order for seven days and an inbox row stays for thirty, also when the clock was forty days ahead for a moment."""
+    order = await order_walk.place(pool)
+    with psycopg.connect(order_db, autocommit=True) as sql:
+        sql.execute("DELETE FROM inbox")
+        sql.execute("INSERT INTO inbox SELECT gen_random_uuid(), 'EmailSent' FROM generate_series(1, 3)")
+        sql.execute(
+            "INSERT INTO idempotency_keys (client, key, fingerprint, order_id, status, location, body)"
+            " VALUES ('demo', 'k', decode(repeat('00', 32), 'hex'), %s, 202, '', '')",
+            [order.id],
+        )
+    clock_shim.step(order_db, "40 days")
+
+    await retention.once(pool, retention.Terms(customer_days=1), asyncio.Event())
+    assert await handlers.forget_answers(pool) == 0
+
+    with psycopg.connect(order_db, autocommit=True) as sql:
+        assert sql.execute("SELECT (SELECT count(*) FROM inbox), (SELECT count(*) FROM idempotency_keys)").fetchone() == (3, 1)
+    clock_shim.step(order_db, "0")
+    assert await handlers.forget_answers(pool) == 0
 
 
 async def test_a_client_keeps_its_calls_when_the_clock_is_set_back(order_db: str, pool: db.Pool) -> None:

@@ -8,7 +8,7 @@ import msgspec
 import psycopg
 import pytest
 from integration import pool_kit
-from integration.payment_till import AMOUNT, Till, again, order_of
+from integration.payment_till import AMOUNT, Till, again, delivery_of, order_of
 
 from sagapost_chassis import errors, ids
 from sagapost_contracts import events
@@ -156,6 +156,35 @@ async def test_an_order_that_comes_again_after_a_restore_is_not_charged_twice(ti
     assert till.names() == ["PaymentProcessed"]
     assert till.moved(order) == [CHARGED]
     assert till.rows("SELECT kind, amount FROM ledger") == [("capture", AMOUNT)]
+
+
+async def test_a_copy_of_an_order_is_not_charged_twice(till: Till) -> None:
+    """An operator publishes OrderCreated again as it was, with its old time, and the provider has forgotten the key: it is asked first."""
+    order = order_of()
+    await till.order(order)
+    till.forget()
+    till.behave(ignore_idempotency_keys=True)
+
+    await till.order(order, msgspec.structs.replace(delivery_of(order), is_repeated=True))
+
+    assert till.moved(order) == [CHARGED]
+    assert till.status()[0] == "captured"
+
+
+async def test_a_refund_that_the_database_forgot_is_not_made_twice(till: Till) -> None:
+    """The payment was put back to before its refund, and the provider forgets keys and checks no amounts: it is asked first."""
+    order = order_of()
+    await till.order(order)
+    await till.cancel(order)
+    till.write("GRANT DELETE ON ledger TO CURRENT_USER")
+    till.write("DELETE FROM ledger WHERE kind = 'refund'; DELETE FROM inbox WHERE type = 'CancelPayment'")
+    till.write("UPDATE payments SET status = 'captured', version = 2")
+    till.behave(ignore_idempotency_keys=True, refunds_unchecked=True)
+
+    await till.cancel(order)
+
+    assert till.status()[0] == "refunded"
+    assert till.moved(order) == [CHARGED, RETURNED]
 
 
 async def test_an_order_number_that_comes_again_is_another_payment(till: Till) -> None:

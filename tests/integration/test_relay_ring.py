@@ -5,13 +5,14 @@ import contextlib
 import functools
 import itertools
 import os
+import time
 from collections.abc import AsyncGenerator
 from typing import Final
 from uuid import UUID
 
 import psycopg
 import pytest
-from integration import relay_kit
+from integration import clock_shim, relay_kit
 from integration.relay_kit import Start
 from psycopg import sql
 
@@ -141,12 +142,12 @@ async def test_the_ring_waits_for_who_uses_the_next_partition_and_nobody_for_the
                 await other.execute(sql.SQL("LOCK TABLE outbox_1 IN {} MODE").format(sql.SQL(mode)))
                 for number in range(20):
                     async with asyncio.timeout(5):
-                        turned = await ring.rotate(turning, 0)
+                        turned = await ring.rotate(turning, _pace(0))
                     assert not turned.rotated
                     assert "could not obtain lock" in str(turned.blocked)
                     await relay_kit.when(functools.partial(_longer, sent, number * BATCH))
 
-            assert (await ring.rotate(turning, 0)).rotated
+            assert (await ring.rotate(turning, _pace(0))).rotated
             assert await _turn(payment_db) == 1
 
 
@@ -157,14 +158,14 @@ async def test_the_ring_keeps_what_is_not_settled(payment_db: str) -> None:
         await conn.execute("SELECT pg_current_xact_id()")  # ends later, so that the one above lies below the snapshot's xmax
         await _settle_all(payment_db)  # while it is still running
         await late.commit()
-        assert await ring.rotate(conn, 0) == ring.Turned(blocked="the next partition holds rows that are not settled yet")
+        assert await ring.rotate(conn, _pace(0)) == ring.Turned(blocked="the next partition holds rows that are not settled yet")
 
         await _settle_all(payment_db)
         await _put_into(conn, 1)
-        assert await ring.rotate(conn, 0) == ring.Turned(blocked="the next partition holds rows that are not settled yet")
+        assert await ring.rotate(conn, _pace(0)) == ring.Turned(blocked="the next partition holds rows that are not settled yet")
 
         await _settle_all(payment_db)
-        assert await ring.rotate(conn, 0) == ring.Turned(rotated=True)
+        assert await ring.rotate(conn, _pace(0)) == ring.Turned(rotated=True)
         assert await relay_kit.rows(payment_db, "SELECT count(*) FROM outbox") == [(0,)]
 
 
@@ -176,7 +177,7 @@ async def test_without_its_cursors_the_ring_throws_nothing_away(payment_db: str,
         await _settle_all(payment_db)
         await conn.execute("DELETE FROM outbox_cursor WHERE shard = ANY(%(missing)s)", {"missing": list(missing)})
 
-        turned = await ring.rotate(conn, 0)
+        turned = await ring.rotate(conn, _pace(0))
 
         assert (turned.rotated, turned.blocked is None) == (False, False)
         assert await relay_kit.rows(payment_db, "SELECT count(*) FROM outbox") == [(1,)]
@@ -188,7 +189,7 @@ async def test_a_turn_that_was_cut_short_is_finished_by_the_next(payment_db: str
         await conn.execute("UPDATE outbox_bucket SET opened_at = now() + interval '1 second' WHERE bucket = 1")
         await _put_into(conn, 1)
 
-        assert await ring.rotate(conn, 3600) == ring.Turned(rotated=True)
+        assert await ring.rotate(conn, _pace(3600)) == ring.Turned(rotated=True)
         assert await relay_kit.rows(payment_db, "SELECT count(*) FROM outbox") == [(1,)]
 
 
@@ -197,8 +198,28 @@ async def test_the_ring_turns_when_the_clock_was_set_back(payment_db: str) -> No
     async with _session(payment_db) as conn:
         await conn.execute("UPDATE outbox_bucket SET opened_at = now() + interval '1 hour' WHERE bucket = 0")
 
-        assert await ring.rotate(conn, 3600) == ring.Turned(rotated=True)
-        assert await ring.rotate(conn, 3600) == ring.Turned()
+        assert await ring.rotate(conn, _pace(3600)) == ring.Turned(rotated=True)
+        assert await ring.rotate(conn, _pace(3600)) == ring.Turned()
+
+
+@pytest.mark.parametrize("steps", [("-3 days", "3 days", "0"), ("3 days", "0"), ("-1 hour", "0", "-1 hour")])
+async def test_a_clock_that_is_set_empties_the_ring_no_faster(payment_db: str, steps: tuple[str, ...]) -> None:
+    """Whatever the clock shows within one period, a relay turns the ring once at most, and not at first when its own clock differs."""
+    clock_shim.install(payment_db)
+    begun, used = _pace(3600), _pace(3600)
+    async with _session(payment_db) as conn:
+        await conn.execute("UPDATE outbox_bucket SET opened_at = now() - interval '2 hours' WHERE bucket = 0")
+        turned = [(await ring.rotate(conn, used)).rotated]
+        for step in steps:
+            clock_shim.step(payment_db, step)
+            turned += [(await ring.rotate(conn, used)).rotated]
+            turned += [] if step == "0" else [(await ring.rotate(conn, begun)).rotated]
+
+    assert turned == [True] + [False] * (len(turned) - 1)
+
+
+def _pace(period_s: float) -> ring.Pace:
+    return ring.Pace(period_s, time.monotonic())
 
 
 async def _settle_all(dsn: str) -> None:

@@ -13,6 +13,7 @@ from pamqp import common
 from sagapost_chassis import properties, telemetry
 from sagapost_contracts import envelope, topology
 
+REPLAY_COUNT: Final = "x-replay-count"  # how often an operator has published this message again
 MAX_BODY_BYTES: Final = 1_000_000
 MAX_FRAMES: Final = 20  # of a traceback in the log
 _MODES: Final = (None, 1, 2)
@@ -63,6 +64,11 @@ class Arrival:
         """
         counts = [self.headers.get(name) for name in ("x-delivery-count", "x-acquired-count")]
         return max((count for count in counts if type(count) is int), default=0)
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether it was delivered before, or is a copy of one that may have been."""
+        return self.attempt > 1 or self.deliveries > 0 or REPLAY_COUNT in self.headers
 
     @property
     def gone(self) -> bool:

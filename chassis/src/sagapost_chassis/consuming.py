@@ -49,13 +49,14 @@ IN_FLIGHT: Final = prometheus_client.Gauge("sagapost_messages_in_flight", "Messa
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
-    """One decoded message; `attempt` counts from 1."""
+    """One decoded message; `attempt` counts from 1. `is_repeated`: it was delivered before, or is a copy of one that may have been."""
 
     message_id: UUID
     type: str
     message: events.Message
     attempt: int
     time: datetime
+    is_repeated: bool = False
 
 
 Handler = Callable[[Delivery], Awaitable[None]]
@@ -375,4 +376,5 @@ def _read(arrival: arrivals.Arrival) -> Delivery:
         message=envelope.decode(arrival.type, arrival.headers.get("schema-version"), arrival.body),
         attempt=arrival.attempt,
         time=arrival.timestamp or datetime.now(UTC),
+        is_repeated=arrival.is_repeated,
     )

@@ -20,11 +20,11 @@ from sagapost_chassis import errors, sessions, settings, telemetry
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
 
-# serialization failure, deadlock, lock not available, statement cancelled: the work itself may be the cause
-_CROSSED: Final = ("40001", "40P01", "55P03", "57014")
+# serialization failure, deadlock, statement cancelled: the work itself may be the cause
+_MAYBE_OURS: Final = ("40001", "40P01", "57014")
 # shut down or starting, connection lost, no room or memory or connection left, input or output failed, a server that is read-only, a
-# session that its time limits ended: the server is the cause
-_AWAY: Final = ("57P0", "08", "53", "58", "25006", "25P03", "25P04")
+# session that its time limits ended, a lock that somebody else holds, a right or a table that was taken away: never the work's doing
+_SURROUNDINGS: Final = ("57P0", "08", "53", "58", "25006", "25P03", "25P04", "55P03", "42501", "42P01")
 _TIMEOUTS: Final = "-c statement_timeout=10000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=30000"
 # Two at a time: one runs its statements while the other waits for its commit. Of the pool's ten connections the rest is for requests.
 COMMITTERS: Final = 2
@@ -93,7 +93,10 @@ class _Unit(Generic[T]):
 
 
 class UnavailableError(errors.TransientError):
-    """The database does not answer, or every connection is taken; counted when the work itself may be the cause, such as a deadlock."""
+    """The database does not answer, or every connection is taken.
+
+    Counted when the work itself may be the cause: a deadlock, a statement that takes too long.
+    """
 
     counted = False
 
@@ -219,8 +222,8 @@ async def connection(pool: Pool) -> AsyncGenerator[Connection]:
     except psycopg.Error as exc:
         if not is_retryable(exc):
             raise
-        crossed = (exc.sqlstate or "").startswith(_CROSSED)
-        raise UnavailableError(f"the database gave up: {type(exc).__name__}", counted=crossed) from exc
+        maybe_ours = (exc.sqlstate or "").startswith(_MAYBE_OURS)
+        raise UnavailableError(f"the database gave up: {type(exc).__name__}", counted=maybe_ours) from exc
 
 
 @asynccontextmanager
@@ -337,7 +340,7 @@ def is_retryable(exc: psycopg.Error) -> bool:
     state = exc.sqlstate
     if state is None:
         return isinstance(exc, (psycopg.OperationalError, psycopg.InterfaceError))
-    return state.startswith(_CROSSED + _AWAY)
+    return state.startswith(_MAYBE_OURS + _SURROUNDINGS)
 
 
 def struct_row(cls: type[S]) -> Callable[[psycopg.AsyncCursor[Any]], Callable[[Sequence[Any]], S]]:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 
-from sagapost_chassis import crashpoints, db, ids, outbox, telemetry
+from sagapost_chassis import crashpoints, db, ids, outbox, retention, telemetry
 from sagapost_contracts import access, events, money
 from sagapost_order import client_queries, domain, errors, moves, queries, saga, saga_queries, states
 
@@ -118,8 +118,10 @@ async def checkout_once(
 
 
 async def forget_answers(pool: db.Pool) -> int:
-    """Delete at most FORGET_BATCH answers whose time is over, and give their number; several processes may do so at once."""
+    """Delete at most FORGET_BATCH answers whose time is over, and return their number; several processes may do so at once."""
     async with db.transaction(pool) as conn:
+        if not await retention.clocks_agree(conn):
+            return 0
         return await queries.forget_answers(conn, domain.KEYS_KEPT, FORGET_BATCH)
 
 

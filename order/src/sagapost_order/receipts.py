@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import msgspec
 
+from sagapost_chassis import steps
 from sagapost_order import domain, states
 from sagapost_order.rules import Effect
 from sagapost_order.states import Event
@@ -12,9 +13,13 @@ from sagapost_order.states import Event
 
 
 def sending(saga: domain.Saga, event: Event) -> bool:
-    """Tell whether the email service may be sending the receipt; a lease that ends later than any can is of a clock that was set back."""
+    """Return whether the email service may be sending the receipt. A lease that ends later than any can is not believed.
+
+    A step of the clock below `steps.LEAST` moves no lease, so a lease may end by as much later.
+    """
     clock = event.clock or event.at
-    return saga.receipt_until is not None and clock < saga.receipt_until <= clock + timedelta(seconds=event.policy.receipt_lease_s)
+    longest = timedelta(seconds=event.policy.receipt_lease_s) + steps.LEAST
+    return saga.receipt_until is not None and clock < saga.receipt_until <= clock + longest
 
 
 def leased(saga: domain.Saga, _: Event) -> bool:

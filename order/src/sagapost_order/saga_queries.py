@@ -3,14 +3,14 @@
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 from uuid import UUID
 
 import msgspec
 from psycopg import sql
 from psycopg.types import json
 
-from sagapost_chassis import db, outbox
+from sagapost_chassis import db, outbox, steps
 from sagapost_contracts import events
 from sagapost_order import domain, states
 
@@ -21,7 +21,8 @@ _COLUMNS: Final = sql.SQL("""id, order_id, state, version, amount, captured, ref
        cancellation_sent_at, reason, attempts, attention, deadline_at, deadline_kind, trace_id, pay_before, created_at, updated_at,
        receipt_until, cancel_noted""")
 # whoever waited for the lock gets the row, and the time, as they are after the wait
-_CLOCK: Final = sql.SQL("greatest(clock_timestamp(), updated_at) AS locked_at, clock_timestamp() AS clock_at")
+_CLOCK: Final = sql.SQL("""greatest(clock_timestamp(), updated_at) AS locked_at, clock_timestamp() AS clock_at,
+       coalesce(clock_at, updated_at) AS written_at""")
 _LOCKED: Final = sql.SQL("SELECT {columns}, {clock} FROM sagas").format(columns=_COLUMNS, clock=_CLOCK)
 _OWNED: Final = sql.SQL("""
 (%(owner)s::text IS NULL OR EXISTS (SELECT FROM orders AS o WHERE o.id = sagas.order_id AND o.client = %(owner)s))
@@ -128,10 +129,14 @@ _ATTENTION: Final = "SELECT count(*) FROM (SELECT FROM sagas WHERE attention IS 
 
 
 class LockedSaga(domain.Saga, frozen=True, kw_only=True):
-    """The saga's row, locked until the transaction ends, and the database's time of the lock, also as its clock says it (`clock_at`)."""
+    """The saga's row, locked until the transaction ends, and the database's time of the lock, also as its clock says it (`clock_at`).
+
+    `written_at`: what the clock showed when deadline and lease were written.
+    """
 
     locked_at: datetime
     clock_at: datetime
+    written_at: datetime
 
 
 class Announced(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,6 +197,9 @@ class Taken(msgspec.Struct, frozen=True, kw_only=True):
     saga_id: UUID
 
 
+L = TypeVar("L", bound=LockedSaga)
+
+
 class TakenSaga(LockedSaga, frozen=True, kw_only=True):
     """The locked saga of a message; `is_new`: nobody has processed the message before."""
 
@@ -243,7 +251,7 @@ async def take(conn: db.Connection, taken: Sequence[Taken]) -> dict[UUID, TakenS
     """
     async with conn.cursor(row_factory=db.struct_row(TakenSaga)) as cursor:
         await cursor.execute(_TAKE, {"taken": msgspec.json.encode(taken).decode()})
-        found = {row.message_id: row for row in await cursor.fetchall()}
+        found = {row.message_id: _followed(row) for row in await cursor.fetchall()}
     if not all(row.is_new for row in found.values()):
         await db.await_standbys(conn)
     return found
@@ -365,4 +373,14 @@ def jsonb(facts: domain.Facts) -> json.Jsonb:
 async def _locked(conn: db.Connection, query: sql.Composed, values: dict[str, object]) -> LockedSaga | None:
     async with conn.cursor(row_factory=db.struct_row(LockedSaga)) as cursor:
         await cursor.execute(query, values)
-        return await cursor.fetchone()
+        row = await cursor.fetchone()
+    return None if row is None else _followed(row)
+
+
+def _followed(row: L) -> L:
+    """Move deadline and lease of a row that was written before the clock was set back, as the sweeper does a moment later."""
+    step = row.clock_at - row.written_at
+    if step >= -steps.LEAST:
+        return row
+    deadline_at, receipt_until = (None if time is None else time + step for time in (row.deadline_at, row.receipt_until))
+    return msgspec.structs.replace(row, deadline_at=deadline_at, receipt_until=receipt_until)

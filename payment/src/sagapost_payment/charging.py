@@ -46,7 +46,11 @@ async def capture(
 
 
 async def _is_over(pool: db.Pool, payment: domain.Payment, terms: domain.Terms) -> bool:
-    """Return whether the time to pay is over, not counting by how much this process saw the database's clock being set forward."""
+    """Return whether the time to pay is over by two clocks: this machine's, and the database's.
+
+    Of the database's is not counted by how much this process saw it being set forward. A step that it did not see, because it did not
+    run or because the clock was set back before, leaves the other clock.
+    """
     if terms.seen is None:
         return True
     began_s = time.monotonic()
@@ -54,7 +58,8 @@ async def _is_over(pool: db.Pool, payment: domain.Payment, terms: domain.Terms) 
         found = await queries.overdue(conn, payment)
     ended_s = time.monotonic()
     terms.seen.observe(found.clock, began_s, ended_s)
-    return found.overdue_s >= terms.seen.ahead_s(ended_s, found.created_at)
+    is_over_here = domain.age_s(payment.saga_id, time.time()) >= found.window_s
+    return is_over_here and found.overdue_s >= terms.seen.ahead_s(ended_s, found.created_at)
 
 
 async def _charge(

@@ -1,6 +1,7 @@
 """A payment, what can become of a call to the provider, and the events that tell of it; pure, no I/O and no clock."""
 
 import enum
+import math
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -188,6 +189,11 @@ def was_asked_before(saga_id: UUID, asked_at: datetime) -> bool:
     """
     made_ms = saga_id.int >> 80
     return saga_id.version != _TIMED_UUID or abs(asked_at.timestamp() * 1000 - made_ms) > _SAME_TRANSACTION_MS
+
+
+def age_s(saga_id: UUID, now_s: float) -> float:
+    """Return how old a saga is at the time `now_s` since 1970, by its UUIDv7; infinite for an id without a time."""
+    return now_s - (saga_id.int >> 80) / 1000 if saga_id.version == _TIMED_UUID else math.inf
 
 
 def is_as_asked(payment: Payment, captured: Captured) -> bool:

@@ -28,13 +28,13 @@ async def on_order_created(
     await crashpoints.crashpoint("payment.after_intent")
     if payment.status is domain.Status.PROCESSING:
         # no row, although it was asked before: the row may have been lost in a restore, and the charge may be there
-        ask_first = domain.was_asked_before(order.saga_id, delivery.time)
+        ask_first = delivery.is_repeated or domain.was_asked_before(order.saga_id, delivery.time)
         result = await charging.capture(pool, psp, payment, terms, fresh=fresh, ask_first=ask_first)
         await crashpoints.crashpoint("payment.after_charge")
         payment = await conclude(pool, payment, result, delivery, terms)
         await crashpoints.crashpoint("payment.after_commit")
     if payment.status is domain.Status.REFUNDING:
-        await refunding.give_back(pool, psp, payment, delivery, terms, fresh=False)
+        await refunding.give_back(pool, psp, payment, delivery, terms)
 
 
 async def on_cancel_payment(
@@ -49,16 +49,16 @@ async def on_cancel_payment(
         ForeignSagaError: order and saga do not belong together; nothing was written.
 
     """
-    payment, moved = await _take_in(pool, delivery, command, terms)
+    payment = await _take_in(pool, delivery, command, terms)
     if _is_unasked(payment):
         # a row that is missing says nothing about money: the provider is asked before anything is answered
         result = await charging.capture(pool, psp, payment, terms, fresh=False)
         if isinstance(result, domain.GivenUp):
-            payment, moved = await _take_in(pool, delivery, command, terms, nothing=result)
+            payment = await _take_in(pool, delivery, command, terms, nothing=result)
         else:
             payment = await conclude(pool, payment, result, delivery, terms)
     if payment.status is domain.Status.REFUNDING:
-        await refunding.give_back(pool, psp, payment, delivery, terms, fresh=moved and payment.refund_generation == 1)
+        await refunding.give_back(pool, psp, payment, delivery, terms)
 
 
 async def _take_in(
@@ -67,8 +67,8 @@ async def _take_in(
     command: events.CancelPayment,
     terms: domain.Terms,
     nothing: domain.GivenUp | None = None,
-) -> tuple[domain.Payment, bool]:
-    """Store what a cancellation leads to, and return the payment, and whether its refund begins here.
+) -> domain.Payment:
+    """Store what a cancellation leads to, and return the payment.
 
     `nothing`: the provider has said that there is no charge. Before that a payment without an order is not answered for.
     """
@@ -79,15 +79,14 @@ async def _take_in(
             raise errors.ForeignSagaError(f"saga {payment.saga_id} is of order {payment.order_id}, not of {command.order_id}")
         if _is_unasked(payment):
             if nothing is None:
-                return payment, False
+                return payment
             payment = await queries.move(conn, payment, domain.Status.VOIDED, code=nothing.code, reason=nothing.reason, terms=terms)
         claimed = await inbox.claim(conn, delivery.message_id, delivery.type)
-        moved = claimed and payment.status is domain.Status.CAPTURED
-        if moved:
+        if claimed and payment.status is domain.Status.CAPTURED:
             payment = await queries.move(conn, payment, domain.Status.REFUNDING, terms=terms)
         elif claimed:
             await _answer(conn, delivery, payment, terms)
-    return payment, moved
+    return payment
 
 
 def _is_unasked(payment: domain.Payment) -> bool:

@@ -19,8 +19,8 @@ unanswered_calls, uncertain, cancel_requested_at, pay_before <= now() AS expired
 # The window to pay is a duration by this database's clock, and begins here; old messages bring a time of the order database's clock.
 _INSERT: Final = (
     """
-INSERT INTO payments (order_id, saga_id, status, amount, currency, payment_method, user_email, items, pay_before, look_at)
-SELECT order_id, saga_id, 'processing', amount, currency, payment_method, user_email, items,
+INSERT INTO payments (order_id, saga_id, status, amount, currency, payment_method, user_email, items, created_at, pay_before, look_at)
+SELECT order_id, saga_id, 'processing', amount, currency, payment_method, user_email, items, now(),
        COALESCE(now() + pay_within_s * interval '1 second', pay_before), now() + GREATEST(look_s, call_s) * interval '1 second'
   FROM json_to_recordset(%(intents)s::json) AS i (order_id bigint, saga_id uuid, amount numeric, currency text, payment_method text,
        user_email text, items jsonb, pay_before timestamptz, pay_within_s float8, look_s float8, call_s float8)
@@ -151,11 +151,12 @@ _INSERT_ANSWERS: Final = outbox.INSERT_RECORDS + " FROM json_to_recordset(%(answ
 # No look is scheduled this far ahead: the clock was set back. Look after call_s, for the process that claimed it may be calling.
 _FOLLOW_CLOCK: Final = """
 UPDATE payments SET look_at = now() + %(call_s)s * interval '1 second'
- WHERE look_at > now() + (60 + GREATEST(%(look_max_s)s, %(look_s)s, %(call_s)s)) * interval '1 second'
-   AND status IN ('processing', 'refunding')
+ WHERE look_at > now() + (60 + CASE WHEN status IN ('processing', 'refunding') THEN GREATEST(%(look_max_s)s, %(look_s)s, %(call_s)s)
+                                    ELSE %(settled_max_s)s END) * interval '1 second'
 """
 _OVERDUE: Final = """
-SELECT clock_timestamp() AS clock, extract(epoch FROM clock_timestamp() - pay_before)::float8 AS overdue_s, created_at
+SELECT clock_timestamp() AS clock, extract(epoch FROM clock_timestamp() - pay_before)::float8 AS overdue_s, created_at,
+       extract(epoch FROM pay_before - created_at)::float8 AS window_s
   FROM payments WHERE id = %(id)s
 """
 _CLOCK: Final = "SELECT extract(epoch FROM now())::float8"
@@ -164,6 +165,7 @@ Kind = Literal["capture", "refund"]
 
 _LOOK_MAX_S: Final = 900.0
 _SETTLED_LOOKS: Final = 23
+_SETTLED_EXPONENT: Final = _SETTLED_LOOKS - 14  # of the last pause of _LOOK, the longest
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,11 +187,15 @@ class Capture(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Overdue(msgspec.Struct, frozen=True, kw_only=True):
-    """What the database's clock shows, for how many seconds the time to pay has been over, and when the payment was written."""
+    """What the database's clock shows, for how many seconds the time to pay has been over, and when the payment was written.
+
+    `window_s`: how long the time to pay was when the payment was written.
+    """
 
     clock: datetime
     overdue_s: float
     created_at: datetime
+    window_s: float
 
 
 class _Moved(domain.Movement, frozen=True, kw_only=True):
@@ -355,7 +361,9 @@ async def look(conn: db.Connection, limit: int, *, terms: domain.Terms) -> list[
 
 async def follow_clock(conn: db.Connection, *, terms: domain.Terms) -> None:
     """Bring looks nearer that lie further ahead than any look can: the clock was set back since they were written."""
-    await conn.execute(_FOLLOW_CLOCK, {"look_s": terms.look_s, "look_max_s": _LOOK_MAX_S, "call_s": terms.call_s})
+    settled_max_s = max(terms.look_s * 2.0**_SETTLED_EXPONENT, terms.call_s)
+    values = {"look_s": terms.look_s, "look_max_s": _LOOK_MAX_S, "call_s": terms.call_s, "settled_max_s": settled_max_s}
+    await conn.execute(_FOLLOW_CLOCK, values)
 
 
 async def overdue(conn: db.Connection, payment: domain.Payment) -> Overdue:

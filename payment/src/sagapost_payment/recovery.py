@@ -39,7 +39,7 @@ async def look(pool: db.Pool, psp: provider.Provider, payment: domain.Payment, t
             payment = await _reconcile(pool, psp, payment, terms)
     if payment.status is domain.Status.REFUNDING:
         async with _claimed(terms):  # again: becoming `refunding` has moved the next look on
-            await refunding.give_back(pool, psp, payment, None, terms, fresh=False)
+            await refunding.give_back(pool, psp, payment, None, terms)
 
 
 @contextlib.asynccontextmanager

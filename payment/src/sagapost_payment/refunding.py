@@ -10,10 +10,8 @@ async def give_back(
     payment: domain.Payment,
     delivery: consuming.Delivery | None,
     terms: domain.Terms,
-    *,
-    fresh: bool,
 ) -> None:
-    """Refund a payment that is `refunding`, and publish the outcome; idempotent. `fresh`: the provider was not called before.
+    """Refund a payment that is `refunding`, and publish the outcome; idempotent.
 
     Raises:
         TransientError: the outcome is not known yet; it is repeated with the same key.
@@ -21,7 +19,7 @@ async def give_back(
     """
     async with db.connection(pool) as conn:
         captured = await queries.find_movement(conn, payment, "capture")
-    outcome = await _refund(psp, payment, captured, fresh=fresh)
+    outcome = await _refund(psp, payment, captured)
     if isinstance(outcome, domain.Unknown):
         await _give_up_kept_key(pool, payment, outcome)
         raise errors.OutcomeUnknownError(outcome.cause, counted=outcome.may_be_ours)
@@ -60,10 +58,14 @@ async def _give_up_kept_key(pool: db.Pool, payment: domain.Payment, outcome: dom
 
 
 async def _refund(
-    psp: provider.Provider, payment: domain.Payment, captured: domain.Movement, *, fresh: bool
+    psp: provider.Provider, payment: domain.Payment, captured: domain.Movement
 ) -> domain.Refunded | domain.Declined | domain.Unknown:
-    """Find the refund of an earlier call, or ask for one; a provider that forgets its keys refuses what it has done already."""
-    found = None if fresh else await _gone_back(psp, payment, captured)
+    """Find the refund of an earlier call, or ask for one.
+
+    The look-up comes first also when this database knows of no call: it may have been put back to before it, and a provider may have
+    forgotten the key.
+    """
+    found = await _gone_back(psp, payment, captured)
     if found is not None:
         return found
     outcome = await psp.refund(

@@ -36,6 +36,7 @@ class Relay:
         self._config = config
         self._owner = owner
         self._desk = Desk(config, owner)
+        self._pace = ring.Pace(config.rotate_s, time.monotonic())
         self._parked = self._waiting = 0  # rows parked for a person, and rows that the broker does not take, as last counted
 
     async def turns(self) -> bool:
@@ -157,7 +158,7 @@ class Relay:
             if 0 not in desk.shards:
                 continue
             async with desk.control:
-                turned = await ring.rotate(control, self._config.rotate_s)
+                turned = await ring.rotate(control, self._pace)
             metrics.ROTATION_BLOCKED.set(turned.blocked is not None)
             if turned.rotated:
                 metrics.ROTATIONS.inc()

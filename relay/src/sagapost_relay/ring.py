@@ -1,5 +1,7 @@
 """Turns the ring of partitions: the next one is emptied by TRUNCATE, then filled; it must not wait for anybody's lock."""
 
+import time
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
@@ -9,9 +11,11 @@ from psycopg import errors, sql
 from sagapost_chassis import db, outbox
 
 PARTITIONS: Final = 4
+_ALMOST: Final = 0.9  # of a period: the two clocks do not run alike
+_AGREE_S: Final = 60.0
 # A partition that was opened a minute from now or later was opened by a clock that was set back since.
 _STATE: Final = """
-SELECT r.turn, coalesce(n.opened_at > c.opened_at, false) AS emptied,
+SELECT now() AS clock, r.turn, coalesce(n.opened_at > c.opened_at, false) AS emptied,
        now() - c.opened_at >= %(period_s)s * interval '1 second' OR c.opened_at > now() + interval '1 minute' AS due
   FROM (SELECT pg_sequence_last_value('outbox_ring') AS turn) AS r
   JOIN outbox_bucket AS c ON c.bucket = r.turn %% 4
@@ -38,9 +42,32 @@ _TURN: Final = "SELECT setval('outbox_ring', %(turn)s)"
 _BLOCKED: Final = (errors.LockNotAvailable, errors.DeadlockDetected, errors.QueryCanceled)
 
 
+class Pace:
+    """How often one relay may turn the ring: a clock that is set must not empty it early. `period_s`: how long a partition is filled."""
+
+    def __init__(self, period_s: float, now_s: float) -> None:
+        self.period_s: Final = period_s
+        self._began_s = now_s
+        self._turned_s: float | None = None
+
+    def may(self, clock: datetime, now_s: float) -> bool:
+        """Return whether the ring may turn, by the monotonic clock `now_s`: at most once in a period.
+
+        The first turn of a process comes when the database's clock says so, if that agrees with this machine's, else after a period.
+        """
+        if self._turned_s is not None:
+            return now_s - self._turned_s >= _ALMOST * self.period_s
+        return abs(clock.timestamp() - time.time()) <= _AGREE_S or now_s - self._began_s >= self.period_s
+
+    def note(self, now_s: float) -> None:
+        """Note that the ring was turned."""
+        self._turned_s = now_s
+
+
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """`turn` counts rotations, the partition being filled is its remainder; `emptied`: the next one is ready and not yet in use."""
 
+    clock: datetime
     turn: int
     due: bool
     emptied: bool
@@ -53,18 +80,18 @@ class Turned(msgspec.Struct, frozen=True, kw_only=True):
     blocked: str | None = None
 
 
-async def rotate(conn: db.Connection, period_s: float) -> Turned:
-    """Move on to the next partition when the present one has been filled for `period_s` seconds, emptying the next one first.
+async def rotate(conn: db.Connection, pace: Pace) -> Turned:
+    """Move on to the next partition when the present one has been filled for a period, emptying the next one first.
 
     If that is not possible now the present one goes on growing, and no writer notices.
     """
     async with conn.cursor(row_factory=db.struct_row(State)) as cursor:
-        await cursor.execute(_STATE, {"period_s": period_s})
+        await cursor.execute(_STATE, {"period_s": pace.period_s})
         state = await cursor.fetchone()
     if state is None:
         return Turned(blocked="outbox_bucket has no row for the present partition")
     if not state.emptied:
-        if not state.due:
+        if not state.due or not pace.may(state.clock, time.monotonic()):
             return Turned()
         blocked = await _empty(conn, (state.turn + 1) % PARTITIONS)
         if blocked:
@@ -72,6 +99,7 @@ async def rotate(conn: db.Connection, period_s: float) -> Turned:
     # outside the transaction: until its end the lock would make every writer wait that already reads the new value
     await conn.execute(_TURN, {"turn": state.turn + 1})
     await conn.execute(_OPENED, {"bucket": (state.turn + 1) % PARTITIONS})  # again: the first may be long ago, if a relay died in between
+    pace.note(time.monotonic())
     return Turned(rotated=True)
 
 

@@ -7,12 +7,12 @@ from typing import Any, Final
 
 import msgspec
 
-from sagapost_chassis import escaping
+from sagapost_chassis import arrivals, escaping
 from sagapost_contracts import topology
 from sagapost_ops import errors
 from sagapost_ops.dlq import properties, wire
 
-REPLAY_COUNT: Final = "x-replay-count"
+REPLAY_COUNT: Final = arrivals.REPLAY_COUNT
 REPLAY_ID: Final = "x-replay-id"
 _SUFFIX: Final = topology.dead_letter_queue("")
 

@@ -97,9 +97,10 @@ SELECT id, type, created_at
 _SUMMARY: Final = sql.SQL("""
 SELECT type, count(*) AS rows, min(created_at) AS first_at, max(created_at) AS last_at FROM ({chosen}) AS s GROUP BY type ORDER BY type
 """).format(chosen=_CHOSEN)
+# The header tells consumers that they may have processed it, although their databases may no longer know.
 _COPY: Final = """
 INSERT INTO outbox (shard, event_id, aggregate, type, routing_key, correlation_id, headers, payload, created_at)
-SELECT shard, event_id, aggregate, type, routing_key, correlation_id, headers, payload, created_at
+SELECT shard, event_id, aggregate, type, routing_key, correlation_id, headers || '{"x-replay-count": 1}', payload, created_at
   FROM outbox WHERE shard = ANY(%(shards)s::smallint[]) AND id = ANY(%(ids)s::bigint[]) ORDER BY id
 """
 _LOCK: Final = "SELECT FROM outbox_cursor ORDER BY shard FOR UPDATE"
