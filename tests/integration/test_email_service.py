@@ -202,11 +202,11 @@ async def test_a_deferral_waits_for_minutes(
     assert len(mails(mailbox, event.saga_id)) == 1
 
 
-@pytest.mark.parametrize("phase", ["mail", "rcpt", "data", "dot"])
+@pytest.mark.parametrize("phase", ["rcpt", "data", "dot"])
 async def test_a_refusal_is_told_at_once(
     phase: str, outlets: handlers.Outlets, behave: Callable[..., None], mailbox: services.Service, vhost: str
 ) -> None:
-    """A 5xx at any phase is permanent: EmailFailed with the code, no retry, no mail."""
+    """A 5xx to the recipient, to DATA or to the mail is permanent: EmailFailed with the code, no retry, no mail."""
     event = paid()
     behave(reject=550, reject_at=phase)
 

@@ -4,7 +4,7 @@ FailureError
 ├── TransientError
 │   ├── MailServerUnavailableError   no conversation with the mail server, or it broke off before the mail was handed over
 │   ├── MailInDoubtError             the conversation broke behind the final dot: the mail was probably taken
-│   ├── MailDeferredError            the server said 4xx: not before minutes have passed
+│   ├── MailDeferredError            the server answered 4xx, or refused the sender with 5xx: not before a minute has passed
 │   ├── SendingNowError              another delivery is sending the same mail
 │   ├── MemoryUnavailableError       the memory of mails cannot be used
 │   ├── OrderUnavailableError        the order service did not say whether the receipt may go out
@@ -13,10 +13,10 @@ FailureError
 ├── DomainError
 │   └── NotWantedError               the order service says that the receipt must not go out (never leaves the handler)
 └── PermanentError
-    ├── MailRefusedError             the server said 5xx: this mail will never be taken
+    ├── MailRefusedError             the server answered 5xx to the recipient, to DATA or to the mail: it will never be taken
     └── UnknownTemplateError         a command asks for a mail that there is not
 
-Of the transient ones only MailDeferredError and UnknownSagaError are about this mail and cost its message an attempt.
+Of the transient ones only MailDeferredError and UnknownSagaError cost the message an attempt.
 """
 
 from sagapost_chassis import errors

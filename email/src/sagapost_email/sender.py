@@ -40,6 +40,7 @@ _ACCEPTED: Final = 250
 _CLOSING: Final = 421
 # a sequence of commands that the server lost track of, and authentication (RFC 4954): no other mail would fare better
 _NOT_ABOUT_THE_MAIL: Final = frozenset({503, 530, 534, 535, 538})
+_BEFORE_THE_RECIPIENT: Final = (aiosmtplib.SMTPHeloError, aiosmtplib.SMTPSenderRefused)
 _DOTS: Final = re.compile(rb"^\.", re.MULTILINE)
 
 
@@ -133,8 +134,8 @@ class Sender:
         A kept conversation that fails before that moment, or ends with 421, is replaced by a new one at once.
 
         Raises:
-            errors.MailDeferredError: the server said 4xx.
-            errors.MailRefusedError: the server said 5xx.
+            errors.MailDeferredError: the server answered 4xx, or refused the sender with 5xx.
+            errors.MailRefusedError: the server answered 5xx to the recipient, to DATA or to the mail.
             errors.MailServerUnavailableError: no conversation, or it broke off before the server had the mail.
             errors.MailInDoubtError: it broke off afterwards; the mail was probably taken.
 
@@ -257,6 +258,7 @@ def _refusal(exc: aiosmtplib.SMTPResponseException) -> failures.FailureError:
     text = privacy.scrubbed(exc.message[:300])  # servers like to repeat the recipient
     if exc.code in _NOT_ABOUT_THE_MAIL:
         return errors.MailServerUnavailableError(f"{exc.code} {text}")
-    if 500 <= exc.code <= 599:
+    # The server has not seen the recipient or the mail: a 5xx is about the sender, and would end every mail of that hour.
+    if 500 <= exc.code <= 599 and not isinstance(exc, _BEFORE_THE_RECIPIENT):
         return errors.MailRefusedError(f"smtp_{exc.code}", text)
     return errors.MailDeferredError(exc.code, text)
