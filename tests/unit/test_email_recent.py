@@ -291,6 +291,43 @@ async def test_the_memory_is_bounded_by_age_alone(tmp_path: pathlib.Path) -> Non
     assert len(_rows(tmp_path)) == 120_003
 
 
+@pytest.mark.parametrize("folder", ["memory", ""], ids=["file", "process"])
+async def test_a_clock_set_forward_forgets_no_mail(folder: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three days forward for one mail, in two steps, or for good: what was accepted before is not sent again, and what is older goes."""
+    right = time.time
+    memory = recent.Recent(tmp_path / folder if folder else None)
+    assert await _sends(memory, "before")
+    if folder:
+        with contextlib.closing(queries.connect(str(tmp_path / folder / store.FILE), busy_s=1)) as conn:
+            queries.take_over(conn, ["old"], now=right() - recent.KEPT_S - 600)
+
+    for days in (1.5, 3, 0):
+        monkeypatch.setattr(time, "time", lambda days=days: right() + days * 86_400)
+        assert await _sends(memory, f"meanwhile-{days}")
+        assert not await _sends(memory, "before")
+
+    assert not await _sends(memory, "meanwhile-3")
+    if folder:
+        assert "old" not in _rows(tmp_path / folder)
+
+
+async def test_a_clock_set_forward_forgets_no_mail_that_could_not_be_written(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process's own list of mails that the store does not know yet outlives the step as well."""
+    monkeypatch.setattr(store, "BUSY_S", 0.05)
+    monkeypatch.setattr(store, "AGAIN_S", 0.0)
+    right = time.time
+    memory = recent.Recent(tmp_path, patience_s=0)
+    assert await _sends(memory, "opened")
+
+    with _locked(tmp_path):
+        assert await _sends(memory, "before")
+        monkeypatch.setattr(time, "time", lambda: right() + 3 * 86_400)
+        assert await _sends(memory, "meanwhile")
+        assert not await _sends(memory, "before")
+
+
 async def test_what_an_earlier_version_noted_is_taken_over(tmp_path: pathlib.Path) -> None:
     """The text files of today and yesterday are read at the start, older ones are removed."""
     today = datetime.now(UTC).date()

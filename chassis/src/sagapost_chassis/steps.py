@@ -1,4 +1,4 @@
-"""Steps of a database's clock, as one process sees them against its own monotonic clock; it must not know what depends on the clock."""
+"""Steps of a clock (a database's, this host's) against this process's monotonic clock; it must not know what depends on the clock."""
 
 from collections import deque
 from datetime import datetime, timedelta
@@ -18,9 +18,10 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Steps:
-    """The steps that were seen. The first look only starts the comparison: what happened before this process began is not known."""
+    """The steps of the last `kept_s` seconds. The first look only starts the comparison: what happened before it is not known."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept_s: float = KEPT_S) -> None:
+        self._kept_s = kept_s
         self._last: tuple[datetime, float, float] | None = None
         self._seen: deque[tuple[float, Step]] = deque(maxlen=1000)
 
@@ -39,8 +40,8 @@ class Steps:
     def ahead_s(self, now_s: float, since: datetime) -> float:
         """Return by how many seconds the clock was set forward after it showed `since`, in all.
 
-        Steps of the last `KEPT_S` seconds before `now_s`, by the monotonic clock. A step back that followed is not subtracted: a wait that
+        Steps of the last `kept_s` seconds before `now_s`, by the monotonic clock. A step back that followed is not subtracted: a wait that
         is too long by the clock's error does less harm than one that is too short.
         """
-        recent = (step for seen_s, step in self._seen if seen_s > now_s - KEPT_S and step.before >= since - LEAST)
+        recent = (step for seen_s, step in self._seen if seen_s > now_s - self._kept_s and step.before >= since - LEAST)
         return sum(max(0.0, step.by.total_seconds()) for step in recent)

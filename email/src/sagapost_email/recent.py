@@ -11,9 +11,10 @@ import pathlib
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Final, Self
 
-from sagapost_chassis import telemetry
+from sagapost_chassis import steps, telemetry
 from sagapost_email import domain, errors, queries, store
 
 KEPT_S: Final = 2 * 86_400.0
@@ -21,6 +22,7 @@ WAIT_S: Final = 30.0  # for the end of a mail that is under way; then the messag
 DOUBT_S: Final = 600.0
 PATIENCE_S: Final = 30.0
 _BATCH: Final = 100
+_ALL: Final = datetime.fromtimestamp(0, UTC)
 _FIRST_POLL_S: Final = 0.05
 _LONGEST_POLL_S: Final = 0.5
 
@@ -30,7 +32,7 @@ class Recent:
 
     `doubt_s`: the wait before a second copy of a mail that was probably taken. `limit`: mails to one recipient in an hour, 0: any number.
     When the folder cannot be written for `patience_s` seconds, mails are sent all the same, each at most once by this process.
-    `stop` ends all waits.
+    `stop` ends all waits. When this host's clock is set forward, mails seem older than they are and are remembered for longer by as much.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class Recent:
         self._stop = stop or asyncio.Event()
         self._under_way: dict[str, asyncio.Event] = {}
         self._unwritten: dict[str, queries.End] = {}  # how mails ended, as far as the store does not know it yet
+        self._steps = steps.Steps(KEPT_S)
+        self._now()
 
     async def __aenter__(self) -> Self:
         return self
@@ -150,13 +154,23 @@ class Recent:
 
     async def _end(self, mail_id: str, kind: queries.Ending) -> None:
         """Keep how a mail ended, in this process first, then in the store; what cannot be written now is written with a later mail."""
-        self._unwritten[mail_id] = queries.End(mail_id=mail_id, kind=kind, at=time.time(), wait_s=self._doubt_s)
+        self._unwritten[mail_id] = queries.End(mail_id=mail_id, kind=kind, at=self._now(), wait_s=self._doubt_s)
         await self._write()
 
+    def _now(self) -> float:
+        """Return the time by this host's clock, and note whether the clock was set since the last call."""
+        began_s, now = time.monotonic(), time.time()
+        self._steps.observe(datetime.fromtimestamp(now, UTC), began_s, time.monotonic())
+        return now
+
+    def _kept_s(self) -> float:
+        """Return the age, by this host's clock, at which a mail may be forgotten."""
+        return KEPT_S + self._steps.ahead_s(time.monotonic(), _ALL)
+
     async def _write(self) -> None:
-        ends = list(itertools.islice(self._unwritten.values(), _BATCH))
+        ends, kept_s = list(itertools.islice(self._unwritten.values(), _BATCH)), self._kept_s()
         try:
-            await self._store.run(lambda conn: queries.settle(conn, ends, holder=self._store.name, kept_s=KEPT_S))
+            await self._store.run(lambda conn: queries.settle(conn, ends, holder=self._store.name, kept_s=kept_s))
         except errors.MemoryUnavailableError:
             self._forget_old()
             return
@@ -165,7 +179,7 @@ class Recent:
                 del self._unwritten[end.mail_id]
 
     def _forget_old(self) -> None:
-        oldest = time.time() - KEPT_S
+        oldest = self._now() - self._kept_s()
         for end in list(itertools.islice(self._unwritten.values(), _BATCH)):
             if end.at < oldest:
                 del self._unwritten[end.mail_id]
