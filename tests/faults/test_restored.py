@@ -152,6 +152,53 @@ def test_numbers_that_would_come_again_are_found_and_lifted(shop: Stack, call: C
 
 
 @pytest.mark.timeout(240)
+def test_a_refund_that_the_order_database_lost_is_found_without_its_message(
+    shop: Stack, call: Call, database_server: servers.Databases
+) -> None:
+    """Two orders were cancelled and refunded, and payment's messages about it are gone: both end cancelled, a third one stays as it is.
+
+    The backup has one of them as notified and one as paid; that one was cancelled before its receipt.
+    """
+    shop.change("order", {"SAGAPOST_NOTIFY_S": "600"})  # nothing asks for the receipt meanwhile
+    shop.replace("order").wait_ready(60)
+    kept, notified = _bought(shop, 2)
+    shop.running["email"].terminate()
+    _, paid = shop.checkout()
+    shop.reached(str(paid["saga_id"]), "paid")
+    undone = [notified, paid]
+    with _backed_up(shop, "order", database_server) as put_back:
+        for one in undone:
+            assert shop.cancel(int(str(one["id"]))) == 202
+            shop.reached(str(one["saga_id"]), "compensated")
+        shop.start("email").wait_ready(60)
+        shop.verified()
+        put_back()
+    _forget_messages(shop, [str(one["saga_id"]) for one in undone])
+
+    dry = call("restored", "--order")
+    done = call("restored", "--order", "--yes", "--reason", "restored")
+    sagas = [shop.reached(str(one["saga_id"]), "compensated") for one in undone]
+    shop.verified()
+    again = call("restored", "--order", "--yes", "--reason", "once more")
+
+    expected = [(str(one["saga_id"]), state, "refunded") for one, state in zip(undone, ("notified", "paid"), strict=True)]
+    for report in (dry, done):
+        assert [(one["saga_id"], one["state"], one["status"]) for one in report["found"]["unaware"]] == expected
+        assert (report["found"]["messages"], report["found"]["orphans"]) == ([], [])
+    assert (dry["done"], done["done"]["asked"]) == (None, 2)
+    assert [(saga["captured"], saga["refunded"]) for saga in sagas] == [("1299.99", "1299.99")] * 2
+    assert [_kinds(shop, one) for one in (kept, *undone)] == [["charge"], ["charge", "refund"], ["charge", "refund"]]
+    assert shop.ended(str(kept["saga_id"]))["state"] == "notified"
+    assert (again["found"]["unaware"], again["done"]["asked"]) == ([], 0)
+
+
+def _forget_messages(shop: Stack, saga_ids: list[str]) -> None:
+    """Delete what payment published about these sagas, as its ring does after some hours."""
+    with psycopg.connect(str(shop.known.payment_database_url)) as conn:
+        assert conn.execute("DELETE FROM outbox WHERE correlation_id = ANY(%s)", [saga_ids]).rowcount >= 4
+
+
+@pytest.mark.timeout(240)
 def test_the_payment_database_goes_back(shop: Stack, call: Call, database_server: servers.Databases) -> None:
     """It lost charges, a decline, a refund and a cancellation: told again, it finds everything at the provider and takes nothing twice."""
     (undone,) = _bought(shop, 1)

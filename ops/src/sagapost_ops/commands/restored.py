@@ -38,8 +38,9 @@ class PaymentReport(msgspec.Struct, frozen=True, kw_only=True):
     promotion of a standby that was behind.
 
     --order: the order database went back. New orders get numbers above every one that payment knows, with a gap of {order_side.GAP:,}.
-    Messages that it lost are published again. Payments whose order is gone are listed; with --refund each gets its order back as a
-    cancelled one, so that its money goes back once, the customer is told, and the history says who did it and why.
+    Messages that it lost are published again. Orders that do not know how their payment stands are listed, also when its message is gone:
+    payment is asked again, and an order whose money went back is cancelled. Payments whose order is gone are listed; with --refund each
+    gets its order back as a cancelled one, so that its money goes back once, the customer is told, and the history says who did it and why.
 
     --payment: the payment database went back. It hears again of each cancellation and each order that it lost; what it took before, it
     finds at the provider.
@@ -99,7 +100,7 @@ def _order(
     pages.show_order(console, found, refund=refund)
     if not yes:
         return OrderReport(found=found)
-    with _progress(console, len(found.orphans) * refund + len(found.messages)) as advance:
+    with _progress(console, len(found.orphans) * refund + len(found.messages) + len(found.unaware)) as advance:
         done = order_side.perform(order, payment, found, refund=refund, actor=actor, reason=reason, advance=advance)
     pages.show_order_done(console, found, done)
     return OrderReport(found=found, done=done)

@@ -18,6 +18,7 @@ def show_order(console: screen.Screen, found: order_side.Found, *, refund: bool)
             f"the next one will be above {found.lift_to}."
         )
     console.line(f"Messages of payment that the order database lost: {len(found.messages)}; they are published again.")
+    _show_unaware(console, found.unaware)
     if not found.orphans:
         console.line("Payments without an order: none.")
         return
@@ -31,6 +32,8 @@ def show_order(console: screen.Screen, found: order_side.Found, *, refund: bool)
 def show_order_done(console: screen.Screen, found: order_side.Found, done: order_side.Done) -> None:
     """Print what was done."""
     console.spaced(f"{done.replayed} messages are published again, {done.refunding} lost orders are being cancelled and refunded.")
+    if done.asked:
+        console.line(f"Payment is asked again about {done.asked} orders: one whose money went back is cancelled.")
     moved = {one.order_id: done.numbers[str(one.saga_id)] for one in found.orphans if str(one.saga_id) in done.numbers}
     for before, now in moved.items():
         if before != now:
@@ -58,7 +61,18 @@ def show_payment_done(console: screen.Screen, done: payment_side.Done) -> None:
     )
 
 
-def _show_orphans(console: screen.Screen, orphans: tuple[queries.Orphan, ...]) -> None:
+def _show_unaware(console: screen.Screen, unaware: tuple[queries.Payment, ...]) -> None:
+    if not unaware:
+        console.line("Orders that do not know how their payment stands: none.")
+        return
+    console.spaced(f"Orders that do not know how their payment stands: {len(unaware)}; payment is asked again, and they follow its answer.")
+    rows = [(str(one.order_id), str(one.saga_id), str(one.state), one.status, f"{one.amount} {one.currency}") for one in unaware[:SHOWN]]
+    console.table(("order", "saga", "state", "payment", "amount"), rows)
+    if len(unaware) > SHOWN:
+        console.line(f"and {len(unaware) - SHOWN} more; --json lists all")
+
+
+def _show_orphans(console: screen.Screen, orphans: tuple[queries.Payment, ...]) -> None:
     rows = [
         (str(one.order_id), str(one.saga_id), one.status, f"{one.amount} {one.currency}", f"{one.created_at:%Y-%m-%d %H:%M:%S}")
         for one in orphans[:SHOWN]

@@ -7,7 +7,7 @@ import msgspec
 from sagapost_contracts import events, topology
 from sagapost_ops import database
 from sagapost_ops.outbox import unseen
-from sagapost_ops.restoring import copying, queries
+from sagapost_ops.restoring import announcing, copying, queries
 from sagapost_ops.restoring.copying import Advance
 
 BATCH: Final = 100
@@ -65,27 +65,6 @@ def perform(order: database.Connection, found: Found, *, advance: Advance) -> Do
             for one in batch:
                 queries.tell(order, events.CancelPayment(order_id=one.id, saga_id=one.saga_id, reason="operator", saga_version=one.version))
         advance(len(batch))
-    announced = sum(_announce(order, found.forgotten[start : start + BATCH], advance) for start in range(0, len(found.forgotten), BATCH))
+    announced = announcing.announce(order, [one.saga_id for one in found.forgotten], advance)
     replayed = copying.copy(order, found.messages, advance)
     return Done(cancelled=len(found.cancelled), announced=announced, replayed=replayed)
-
-
-def _announce(order: database.Connection, sagas: tuple[queries.Lone, ...], advance: Advance) -> int:
-    with order.transaction():
-        queries.lock_sagas(order, [one.saga_id for one in sagas])
-        orders = queries.announced(order, [one.saga_id for one in sagas])
-        for one in orders:
-            message = events.OrderCreated(
-                order_id=one.order_id,
-                saga_id=one.saga_id,
-                amount=one.amount,
-                currency=one.currency,
-                user_id=one.user_id,
-                user_email=one.user_email,
-                items=one.items,
-                payment_method=one.payment_method,
-                pay_before=one.pay_before,
-            )
-            queries.tell(order, message, one.message_id)
-    advance(len(sagas))
-    return len(orders)

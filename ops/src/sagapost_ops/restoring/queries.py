@@ -30,6 +30,7 @@ _SAGAS: Final = """
 SELECT order_id AS id, id AS saga_id, state, version FROM sagas WHERE order_id > %(after)s ORDER BY order_id LIMIT %(limit)s
 """
 _KNOWN_SAGAS: Final = "SELECT id FROM sagas WHERE id = ANY(%(ids)s)"
+_STATES: Final = "SELECT id AS saga_id, state, refunded > 0 AS knows_refund FROM sagas WHERE id = ANY(%(ids)s)"
 _KNOWN_PAYMENTS: Final = "SELECT saga_id, status FROM payments WHERE saga_id = ANY(%(ids)s)"
 _DETAILS: Final = """
 SELECT saga_id, order_id, amount, currency, payment_method, user_email, items, pay_before, created_at
@@ -93,8 +94,11 @@ class Numbered(msgspec.Struct, frozen=True, kw_only=True):
 T = TypeVar("T", bound=Numbered)
 
 
-class Orphan(Numbered, frozen=True, kw_only=True):
-    """A payment whose order is gone; `id` is the payment's own."""
+class Payment(Numbered, frozen=True, kw_only=True, omit_defaults=True):
+    """A payment and what the order database knows of it; `id` is the payment's own, `state` that of its saga.
+
+    `state` None: its order is gone. `knows_refund`: the saga knows that money went back.
+    """
 
     saga_id: UUID
     order_id: int
@@ -102,6 +106,8 @@ class Orphan(Numbered, frozen=True, kw_only=True):
     amount: Decimal
     currency: str
     created_at: datetime
+    state: str | None = None
+    knows_refund: bool = False
 
 
 class Lone(Numbered, frozen=True, kw_only=True):
@@ -151,6 +157,12 @@ class Published(msgspec.Struct, frozen=True, kw_only=True):
     payload: bytes
 
 
+class _State(msgspec.Struct, frozen=True, kw_only=True):
+    saga_id: UUID
+    state: str
+    knows_refund: bool
+
+
 class _Status(msgspec.Struct, frozen=True, kw_only=True):
     saga_id: UUID
     status: str
@@ -171,11 +183,15 @@ def lift(order: database.Connection, number: int) -> None:
     order.execute(_LIFT, {"number": number})
 
 
-def orphans(order: database.Connection, payment: database.Connection) -> Iterator[Orphan]:
-    """Return the payments that have no saga, the oldest first, a page of either table at a time."""
-    for page in _pages(payment, _PAYMENTS, Orphan):
-        known = {row[0] for row in order.execute(_KNOWN_SAGAS, {"ids": [one.saga_id for one in page]})}
-        yield from (one for one in page if one.saga_id not in known)
+def payments(order: database.Connection, payment: database.Connection) -> Iterator[Payment]:
+    """Return every payment with the state of its saga, the oldest first, a page of either table at a time.
+
+    The sagas of a page are read after its payments: a saga moves before its payment goes back, so that a running shop looks consistent.
+    """
+    for page in _pages(payment, _PAYMENTS, Payment):
+        found = database.rows(order, _STATES, _State, {"ids": [one.saga_id for one in page]})
+        known = {one.saga_id: {"state": one.state, "knows_refund": one.knows_refund} for one in found}
+        yield from (msgspec.structs.replace(one, **known.get(one.saga_id, {})) for one in page)
 
 
 def sagas(order: database.Connection, payment: database.Connection) -> Iterator[Lone]:
