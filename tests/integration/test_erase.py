@@ -154,6 +154,7 @@ def test_an_address_goes_from_every_table_and_the_amounts_stay(world: World) -> 
     assert {(count["database"], count["table"]): count["rows"] for count in report["tables"]} == {
         ("order", "orders"): 2,
         ("order", "idempotency_keys"): 2,
+        ("order", "idempotency_keys.key"): 0,
         ("order", "outbox"): 4,
         ("order", "outbox_parked"): 4,
         ("payment", "payments"): 2,
@@ -163,6 +164,25 @@ def test_an_address_goes_from_every_table_and_the_amounts_stay(world: World) -> 
     assert world.holding(SPELLINGS[0]) == set()
     assert world.holding(OTHER) == others
     assert world.amounts() == before
+
+
+def test_a_key_of_an_earlier_version_goes_with_the_address_in_it(world: World) -> None:
+    """Such a key is replaced and counted, in whatever form; the row stays, and no second order can be made with the old key."""
+    old = {1: SPELLINGS[0], 2: f"cart:{SPELLINGS[1].replace('@', '%2540')}"}
+    with psycopg.connect(world.urls[0]) as conn:
+        for order_id, key in old.items():
+            conn.execute("UPDATE idempotency_keys SET key = %s WHERE order_id = %s", (key, order_id))
+
+    report = json.loads(world.erase("--email", SPELLINGS[1], "--apply", "--json").stdout)
+
+    assert [count["rows"] for count in report["tables"] if count["table"] == "idempotency_keys.key"] == [2]
+    assert world.holding(SPELLINGS[0]) == set()
+    with psycopg.connect(world.urls[0]) as conn:
+        kept = conn.execute("SELECT order_id, key LIKE 'erased-%' FROM idempotency_keys ORDER BY order_id").fetchall()
+    assert kept == [(1, True), (2, True), (3, False)]
+    cart = {"user_id": 7, "user_email": SPELLINGS[0], "items": [{"product_id": 1, "quantity": 1, "price": "1299.99"}]}
+    for key in old.values():
+        assert httpx.post(f"{world.service.url}/checkout", json=cart, headers={"Idempotency-Key": key}, timeout=20).status_code == 400
 
 
 def test_an_order_number_that_came_again_is_somebody_elses_payment(world: World) -> None:

@@ -113,7 +113,12 @@ def test_another_media_type_or_any_encoding_is_415(gateway: services.Service, he
     assert (answer.status, answer.problem()) == (415, "unsupported-media-type")
 
 
-@pytest.mark.parametrize("keys", [("",), ("a b",), ("a,b",), ('"a',), ("a" * 256,), ("é",), ("a", "a"), ("a", "b")])
+PRIVATE_KEYS = ("4111111111111111", "cart_4111_1111_1111_1111", "jane@example.com", "cart:jane%40example.com:7")
+
+
+@pytest.mark.parametrize(
+    "keys", [("",), ("a b",), ("a,b",), ('"a',), ("a" * 256,), ("é",), ("a", "a"), ("a", "b"), *((key,) for key in PRIVATE_KEYS)]
+)
 def test_a_malformed_or_repeated_key_is_400(gateway: services.Service, keys: tuple[str, ...]) -> None:
     """An unusable key is refused, never ignored: the client relies on it."""
     answer = post(gateway, JSON, *(("Idempotency-Key", key) for key in keys))

@@ -212,6 +212,11 @@ def test_what_is_not_there_is_a_404_problem(alone: services.Service, path: str) 
         ({"idempotency-key": '""'}, 400, "idempotency-key-invalid"),
         ({"idempotency-key": '"a'}, 400, "idempotency-key-invalid"),
         ({"idempotency-key": "a" * 256}, 400, "idempotency-key-invalid"),
+        ({"idempotency-key": "4111111111111111"}, 400, "idempotency-key-invalid"),
+        ({"idempotency-key": "4111_1111_1111_1111"}, 400, "idempotency-key-invalid"),
+        ({"idempotency-key": "4111.1111.1111.1111"}, 400, "idempotency-key-invalid"),
+        ({"idempotency-key": '"jane@example.com"'}, 400, "idempotency-key-invalid"),
+        ({"idempotency-key": "cart:jane%40example.com:7"}, 400, "idempotency-key-invalid"),
     ],
 )
 def test_wrong_header_is_a_problem(alone: services.Service, shared_db: str, headers: dict[str, str], status: int, slug: str) -> None:
@@ -240,6 +245,8 @@ def _orders(dsn: str) -> int:
         {"content-type": 'Application/JSON;charset="UTF-8"'},
         {"idempotency-key": '"8e03978e-40d5-43e8-bc93-6894a57f9324"'},
         {"idempotency-key": "a" * 255},
+        {"idempotency-key": "cart@7"},
+        {"idempotency-key": "1732870000004"},
     ],
 )
 def test_other_spellings_of_good_headers_are_accepted(alone: services.Service, headers: dict[str, str]) -> None:

@@ -256,6 +256,8 @@ def test_payment_method_has_a_default() -> None:
         body(payment_method=f"pm-{CARD}"),
         body(payment_method="4111 1111 1111 1111"),
         body(payment_method="12 4111-1111-1111-1111"),
+        body(payment_method="4111_1111_1111_1111"),
+        body(payment_method="pm_4111_1111_1111-1111"),
         body(user_email=f"{CARD}@example.com"),
         body(user_email="4222222222222@example.com"),
         body(card_number=CARD),

@@ -54,7 +54,7 @@ def idempotency_key(headers: Headers) -> str | None:
     """Give the key without its quotes, so that both spellings name the same request; None when there is no header.
 
     Raises:
-        KeyInvalidError: repeated, empty, over 255 characters, or with anything but visible ASCII.
+        KeyInvalidError: repeated, empty, over 255 characters, with anything but visible ASCII, with an e-mail address or a card number.
 
     """
     keys = values(headers, b"idempotency-key")

@@ -24,7 +24,7 @@ from sagapost_chassis import errors
 
 
 class KeyInvalidError(errors.DomainError):
-    """The Idempotency-Key header is malformed, too long or there twice."""
+    """The Idempotency-Key header is malformed, too long, there twice, or holds an e-mail address or a card number."""
 
     slug = "idempotency-key-invalid"
     status = 400

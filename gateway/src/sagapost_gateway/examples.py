@@ -3,6 +3,7 @@
 from typing import Final
 
 from sagapost_chassis import problems
+from sagapost_contracts import idempotency
 
 SAGA_ID: Final = "0193b1c2-7d4e-7a10-9f0e-5f2f6c1d8a11"
 _TRACE_ID: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -12,7 +13,7 @@ _DONE_AT: Final = "2026-11-22T10:41:10.502Z"
 
 _DETAILS: Final = {
     "malformed-request": "The body is not JSON: it breaks at character 17.",
-    "idempotency-key-invalid": "Send one Idempotency-Key of 1 to 255 visible ASCII characters, bare or in double quotes, without commas.",
+    "idempotency-key-invalid": idempotency.SENTENCE,
     "unauthorized": "Nobody has this key, or it was revoked.",
     "insufficient-scope": "This key does not have the scope ops:write.",
     "cross-site-request": "A page of another site may change something only when SAGAPOST_CORS_ORIGINS names its origin.",

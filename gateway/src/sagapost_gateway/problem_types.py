@@ -29,7 +29,8 @@ KINDS: Final[dict[str, Kind]] = {
     "idempotency-key-invalid": Kind(
         status=400,
         title=problems.TITLES["idempotency-key-invalid"],
-        meaning="The key is empty, there twice, longer than 255 characters, or holds something other than visible ASCII.",
+        meaning="The key is empty, there twice, longer than 255 characters, or holds something other than visible ASCII, an e-mail address "
+        "or a card number. Keys are stored, so that nothing private may stand in them.",
         remedy="Send one key, best a random UUID, bare or in double quotes.",
     ),
     "unauthorized": Kind(

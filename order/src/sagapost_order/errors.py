@@ -46,7 +46,7 @@ class ClientGoneError(errors.DomainError):
 
 
 class IdempotencyKeyError(errors.DomainError):
-    """The Idempotency-Key header is empty, too long, repeated, or holds what a key may not hold."""
+    """The Idempotency-Key header is empty, too long, repeated, or holds what a key may not hold: an e-mail address, for one."""
 
     slug: ClassVar[str] = "idempotency-key-invalid"
     status: ClassVar[int] = 400
