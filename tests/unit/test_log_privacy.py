@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 import uuid
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagapost_chassis import privacy
+from sagapost_contracts import addresses
 
 CODE = r"""
 import json, logging, sys
@@ -51,7 +53,14 @@ def test_other_numbers_stay(text: str) -> None:
     ("text", "left"),
     [
         ("550 5.1.1 <test+shop@mail.example.com>: unknown", "550 5.1.1 <<address>>: unknown"),
-        ("to=test@example.com, from=shop@example.org", "to=<address>, from=<address>"),
+        ("to=test@example.com, from=shop@example.org", "<address>, <address>"),
+        ("o=brien=secret@example.com", "<address>"),
+        ("o'brien@example.com 'jane@example.com'", "<address> <address>'"),
+        ("/nothere/pctb%40example.com", "<address>"),
+        ("/nothere/pctb%2540example%2ecom", "<address>"),
+        ("100 % of a%%40example.com", "100 % of <address>"),
+        ("50 % of 100%25", "50 % of 100%25"),
+        ("jane\uff20example\uff0ecom", "<address>"),
         ("amqp://order:secret@mq.internal.example:5672/", "amqp://order:<address>:5672/"),
         ("user at example.com", "user at example.com"),
         ("@", "@"),
@@ -81,6 +90,11 @@ def test_the_name_of_a_failure_stays(name: str) -> None:
         ("1 4242424242424242", "1 <card>"),
         ("x4242424242424242", "x<card>"),
         ("4242-4242 4242-4242x", "<card>x"),
+        ("4111.1111.1111.1111", "<card>"),
+        ("4111_1111_1111_1111", "<card>"),
+        ("\uff14\uff11\uff11\uff11" + "\uff11" * 12, "<card>"),
+        ("/api/orders/4111%252d1111%252d1111%252d1111", "/api/orders/<card>"),
+        ("/api/orders/%2534111111111111111", "/api/orders/<card>"),
         ("/api/orders/sp_development_" + "a1B2" * 8, "/api/orders/<key>"),
         ("sp_production_" + "Z9" * 16 + ".", "<key>."),
     ],
@@ -102,6 +116,36 @@ def test_no_plain_address_is_left_in_any_text(local: str, around: str) -> None:
     address = f"{local}@example.com"
 
     assert address not in privacy.scrubbed(f"{around} {address} {around}")
+
+
+LOCAL = "abcXYZ019!#$%&'*+/=?^_`{|}~-"
+
+
+@given(local=st.text(alphabet=LOCAL, min_size=1, max_size=30), depth=st.integers(0, 12), every=st.booleans())
+def test_no_part_of_an_address_is_left_however_often_it_is_encoded(*, local: str, depth: int, every: bool) -> None:
+    """Every character that an address may have, the sign or everything escaped, and the escapes escaped again."""
+    address = f"{local}@example.com"
+    assert addresses.is_email_address(address)
+    for _ in range(depth):
+        address = address.replace("%", "%25") if "%40" in address else address.replace("@", "%40")
+    if every and not depth:
+        address = "".join(f"%{ord(char):02X}" for char in address)
+
+    assert privacy.scrubbed(f"to {address}!") == "to <address>!"
+
+
+@pytest.mark.parametrize("unit", ["%25", "%2540", "a%40", "%", "a=", "'", "a.", "1.", "\uff11", "\uff20", "a%2540b.c"])
+def test_the_time_grows_with_the_text_and_not_with_its_square(unit: str) -> None:
+    """Four times the text takes about four times the time, whatever it is made of."""
+
+    def cost_s(repeats: int) -> float:
+        begun = time.thread_time()
+        privacy.scrubbed(unit * repeats)
+        return time.thread_time() - begun
+
+    short, long = (min(cost_s(repeats) for _ in range(3)) for repeats in (10_000, 40_000))
+
+    assert long <= 10 * short + 0.02
 
 
 def test_a_long_text_takes_no_time_worth_speaking_of() -> None:

@@ -1,6 +1,7 @@
 """Takes e-mail addresses, card numbers and API keys out of what is about to be written down; it must not know who writes."""
 
 import re
+import urllib.parse
 from collections.abc import Mapping
 from typing import Final
 
@@ -9,10 +10,21 @@ from sagapost_contracts import cards
 ADDRESS: Final = "<address>"
 CARD: Final = "<card>"
 KEY: Final = "<key>"
-# bounded on all sides: what looks at an address must not take the square of a long text's length
-_ADDRESS: Final = re.compile(r"(?:\"[^\"\n]{1,64}\"|[^\s\"'<>(),:;@\[\]\\=]{1,64})@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}(:[A-Za-z_]\w{0,63})?")
+_AT: Final = "@\uff20\ufe6b"
+_DOT: Final = "[.\u3002\uff0e\uff61]"  # what mail programs take for a dot of a domain (RFC 3490, 3.1)
+# Bounded on all sides: what looks at an address must not take the square of a long text's length. A local part may have every character
+# that contracts/addresses.py allows, `=` and `'` among them, so that a name in front of it (`to=`) is taken out with it.
+_ADDRESS: Final = re.compile(
+    rf"(?:\"[^\"\n]{{1,64}}\"|[^\s\"<>(),:;{_AT}\[\]\\]{{1,64}})[{_AT}][\w-]{{1,63}}(?:{_DOT}[\w-]{{1,63}}){{1,8}}(:[A-Za-z_]\w{{0,63}})?"
+)
+_AT_SIGN: Final = re.compile(f"[{_AT}]")
+# An escape of an escape: the server decodes a path once, a client may have encoded it more than once.
+_ESCAPED: Final = re.compile(r"%(?:25)+(?=[0-9A-Fa-f]{2})")
+_DECODED_AT_MOST: Final = 4  # an escape whose digits are escaped, again and again
 # the name of a failure, which arrivals.fingerprint makes: an exception, a file and a function; people look for it in the log
-_FINGERPRINT: Final = re.compile(r"[A-Z][A-Za-z0-9]{0,58}(?:Error|Exception|Group)@[a-z_][a-z0-9_]{0,59}\.py:[A-Za-z_]\w{0,63}")
+_FINGERPRINT: Final = re.compile(
+    r"(?:[a-z_]{1,40}=)?'?[A-Z][A-Za-z0-9]{0,58}(?:Error|Exception|Group)@[a-z_][a-z0-9_]{0,59}\.py:[A-Za-z_]\w{0,63}"
+)
 _KEY: Final = re.compile(r"sp_(?:development|production)_[A-Za-z0-9]+")
 # UUIDs and the ids of traces hold digits enough to look like a card number now and then
 _ID: Final = re.compile(
@@ -21,8 +33,29 @@ _ID: Final = re.compile(
 
 
 def scrubbed(text: str) -> str:
-    """Return the text with every address, card number and API key replaced. The time grows with its length, not with its square."""
-    if "@" in text:
+    """Return the text with every address, card number and API key replaced. The time grows with its length, not with its square.
+
+    What is only seen behind percent-encoding, of whatever depth, is replaced as well, and the text is then returned decoded.
+    """
+    found = _scrubbed(text)
+    if "%" in found:
+        plain = _decoded(found)
+        hidden = _scrubbed(plain)
+        if hidden != plain:
+            return hidden
+    return found
+
+
+def _decoded(text: str) -> str:
+    for _ in range(_DECODED_AT_MOST):
+        before, text = text, urllib.parse.unquote(_ESCAPED.sub("%", text))
+        if text == before or "%" not in text:
+            break
+    return text
+
+
+def _scrubbed(text: str) -> str:
+    if _AT_SIGN.search(text):
         text = _ADDRESS.sub(_address, text)
     if "sp_" in text:
         text = _KEY.sub(KEY, text)
