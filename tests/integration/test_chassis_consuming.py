@@ -262,7 +262,41 @@ async def test_a_type_that_the_queue_is_not_bound_for_is_a_dead_letter(vhost: st
         stop.set()
         await running
 
-    assert dead.headers["x-exception-type"] == "UndecodableError"
+    assert dead.headers["x-exception-type"] == "ForgedError"
+
+
+async def test_a_message_with_more_routing_keys_is_a_dead_letter(vhost: str) -> None:
+    """CC is refused whatever the type, BCC, which the broker takes off, by the routing key; both are counted, and nothing is handled."""
+    before = _forged()
+    async with amqp.Publisher(vhost, "test") as publisher:
+        stop = asyncio.Event()
+        worker = consuming.Consumer(vhost, topology.ORDER_QUEUE, {events.PaymentFailed: _never}, publisher)
+        running = asyncio.create_task(worker.run(stop))
+        for name, key, others in (
+            ("CC", "payment.payment.failed", ["order.order.created"]),
+            ("CC", "order.order.cancelled", ["payment.payment.failed"]),
+            ("BCC", "order.order.cancelled", ["payment.payment.failed"]),
+        ):
+            said = events.PaymentFailed(order_id=7, saga_id=ids.uuid7(), payment_version=1, code="declined", reason="no")
+            sealed = envelope.seal(said, message_id=ids.uuid7(), source="x", time=datetime.now(UTC), causation_id=None, traceparent=None)
+            message = amqp.message_of(sealed)
+            message.headers[name] = [*others]
+            await publisher.publish(message, exchange=topology.EXCHANGE, routing_key=key)
+        dead = [await _take(vhost, topology.dead_letter_queue(topology.ORDER_QUEUE)) for _ in range(3)]
+        stop.set()
+        await running
+
+    assert [letter.headers["x-exception-type"] for letter in dead] == ["ForgedError"] * 3
+    reasons = sorted(str(letter.headers["x-exception-message"]) for letter in dead)
+    assert reasons[0].startswith("PaymentFailed has the routing key payment.payment.failed, and came to")
+    assert [reason.startswith("it carries the header CC") for reason in reasons[1:]] == [True, True]
+    assert [letter.headers.keys() & {"CC", "BCC"} for letter in dead] == [set()] * 3
+    assert _forged() == before + 3
+
+
+def _forged() -> float:
+    labels = {"queue": topology.ORDER_QUEUE, "exception_type": "ForgedError"}
+    return prometheus_client.REGISTRY.get_sample_value("sagapost_messages_dead_total", labels) or 0
 
 
 async def _never(_: consuming.Delivery) -> None:

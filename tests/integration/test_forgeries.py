@@ -192,7 +192,7 @@ async def test_no_users_password_moves_anothers_orders_money_or_mails(
     provider: services.Service,
     mailbox: services.Service,
 ) -> None:
-    """Each user publishes what is worth something wherever it could help: refused, or a dead letter, and nothing else happens."""
+    """Each user publishes what is worth something wherever it could help: refused, or a dead letter of ForgedError, and nothing else."""
     users = topology_kit.make_users(broker, vhost)
     order, payment = {"SAGAPOST_DATABASE_URL": order_db}, {"SAGAPOST_DATABASE_URL": payment_db}
     environments = {
@@ -214,6 +214,7 @@ async def test_no_users_password_moves_anothers_orders_money_or_mails(
     assert all(refused > len(lies) for refused, _ in done.values())
     dead = await _forge_copies(users["email"], lies) + Counter({topology.ORDER_QUEUE: len(lies)})  # as email.email.sent, without copies
     await polling.eventually(functools.partial(_are_dead, vhost, dead), 60)
+    assert {queue: set(await _causes(vhost, queue)) for queue in dead} == {queue: {"ForgedError"} for queue in dead}
     again = await asyncio.to_thread(shop.buy, "pm_card_ok", "notified")
     assert await asyncio.to_thread(shop.saga, declined["saga_id"]) == declined
     assert await asyncio.to_thread(shop.saga, delivered["saga_id"]) == delivered
@@ -222,6 +223,16 @@ async def test_no_users_password_moves_anothers_orders_money_or_mails(
     sent = [mail for mail in await asyncio.to_thread(shop.mails) if mail not in mails]
     assert ADDRESS not in json.dumps(sent)
     assert len(sent) == 1
+
+
+async def _causes(url: str, queue: str) -> list[object]:
+    """Return why each message of a dead-letter queue is there."""
+    found: list[object] = []
+    async with topology_kit.connected(url) as connection:
+        source = await (await connection.channel()).get_queue(topology.dead_letter_queue(queue), ensure=False)
+        while letter := await source.get(fail=False):
+            found.append(letter.headers["x-exception-type"])
+    return found
 
 
 async def _are_dead(url: str, dead: Counter[str]) -> bool:

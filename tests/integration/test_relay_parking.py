@@ -127,15 +127,16 @@ async def test_hopeless_rows_are_parked_at_once(payment_db: str, vhost: str, sta
             first = await relay_kit.put(conn, ORDER, 100)
             large = await relay_kit.put(conn, ORDER, 101, payload=bytes(LARGE))
             odd = await relay_kit.put(conn, ORDER, 102, headers=f'{{"{"n" * 300}": "v"}}')
-            last = await relay_kit.put(conn, ORDER, 103)
+            copied = await relay_kit.put(conn, ORDER, 103, headers='{"CC": "order.order.created"}')
+            last = await relay_kit.put(conn, ORDER, 104)
 
     found = await relay_kit.collect_all(vhost, [first, last])
     await relay_kit.when(lambda: relay_kit.stored(payment_db))
 
     assert [each.message_id for each in found] == [first, last]
-    assert await _parked(payment_db) == [(large, "parked", "too-large"), (odd, "parked", "refused")]
+    assert await _parked(payment_db) == [(large, "parked", "too-large"), (odd, "parked", "refused"), (copied, "parked", "refused")]
     details = [row[4] for row in await relay_kit.rows(payment_db, _PARKED)]
-    assert (str(LARGE) in details[0], "300 bytes" in details[1]) == (True, True)
+    assert (str(LARGE) in details[0], "300 bytes" in details[1], "the header CC" in details[2]) == (True, True, True)
     grown_kb = _peak_kb(relay.pid) - memory_kb
     assert grown_kb < LARGE / 1024 / 2, f"the relay's memory grew by {grown_kb} KiB"
 

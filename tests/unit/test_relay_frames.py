@@ -139,6 +139,8 @@ def test_a_broker_without_a_limit_gets_frames_of_the_usual_size() -> None:
         (_row(headers='{"a": {"b": 1}}'), "Expected `int | str`"),
         (_row(headers='{"a": 9223372036854775808}'), "Unsupported numeric value"),
         (_row(headers=json.dumps({"é" * 65: "x"})), "takes 130 bytes, and a name has room for 128"),
+        (_row(headers='{"CC": "order.order.created"}'), "the header CC"),
+        (_row(headers='{"BCC": 1}'), "the header BCC"),
         (_row(headers=json.dumps({"a": "x" * FRAME_MAX})), "a frame holds 4088"),
         (_row(correlation_id="é" * 128), "takes 256 bytes, and AMQP has room for 255"),
         (_row(type="t" * 256), "takes 256 bytes, and AMQP has room for 255"),

@@ -20,7 +20,7 @@ _MODES: Final = (None, 1, 2)
 # The broker's own history stays behind: our count is x-attempt, and a count of deliveries that is carried on would look like the broker's.
 # CC and BCC would make the broker deliver the copy to other queues as well.
 _LEFT_BEHIND: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count", "x-opt-")
-_NEVER_SENT: Final = ("CC", "BCC", properties.UNREADABLE)
+_NEVER_SENT: Final = (*topology.MORE_KEYS, properties.UNREADABLE)
 
 
 class Arrival:
@@ -82,14 +82,18 @@ class Arrival:
             await self._channel.basic_ack(tag)
 
     def check(self) -> None:
-        """Refuse what could be read only in part.
+        """Refuse what could be read only in part, and what was sent to more routing keys than the broker holds its sender to.
 
         Raises:
             envelope.UndecodableError: says what is wrong with which property.
+            envelope.ForgedError: names the header with the other routing keys.
 
         """
         if self.fault is not None:
             raise envelope.UndecodableError(self.fault)
+        for name in topology.MORE_KEYS:
+            if name in self.headers:
+                raise envelope.ForgedError(f"it carries the header {name}, which names more routing keys; no service of ours sends it")
 
 
 def _fault(headers: common.FieldTable, delivery_mode: object, expiration: object, size_bytes: int) -> str | None:
@@ -122,13 +126,13 @@ def check_key(arrival: Arrival, queue: str, key: str) -> None:
     check does that hold for the types, too.
 
     Raises:
-        envelope.UndecodableError: says which type came with which key.
+        envelope.ForgedError: says which type came with which key.
 
     """
     original = original_key(arrival, queue)
     is_its_own = original == queue or original.partition(".")[0] == key.partition(".")[0]
     if not topology.is_bound(queue, key) or not is_its_own:
-        raise envelope.UndecodableError(
+        raise envelope.ForgedError(
             f"{properties.text(arrival.type)} has the routing key {key}, and came to {queue} with {properties.text(original)}"
         )
 

@@ -32,6 +32,10 @@ class UndecodableError(ValueError):
     """A message that no retry can make readable; the sentence says why."""
 
 
+class ForgedError(UndecodableError):
+    """A message that came on a way on which no service of ours sends it; the sentence names the way."""
+
+
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     """One message with everything the broker carries beside its body; `correlation_id` is the saga's id."""
 

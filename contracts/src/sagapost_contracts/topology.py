@@ -21,6 +21,9 @@ BINDINGS: Final[dict[str, tuple[str, ...]]] = {
 }
 WORK_QUEUES: Final = tuple(BINDINGS)
 NOTHING: Final = "^$"
+# Headers with more routing keys for one message. RabbitMQ 3.10 holds a user to the routing key of the method only, and not to these
+# (rabbitmq-server, pull request 12553). No service of ours sends them. BCC is taken off by the broker before it delivers.
+MORE_KEYS: Final = ("CC", "BCC")
 _DEFAULT_EXCHANGE: Final = r"amq\.default"  # what the broker calls it where it asks for rights
 # Consumers since generation 2 publish to the exchanges of their own queue; those of generation 1, which do not name it in their
 # connection's properties, published to the default exchange and to DEAD_LETTER_EXCHANGE.

@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 import msgspec
 from pamqp import commands, encode, frame
 
+from sagapost_contracts import topology
 from sagapost_relay import blocks
 
 CACHED: Final = 4096  # entries of a cache, which is then emptied: keys come from rows, and a column may hold anything
@@ -154,6 +155,8 @@ def _short(text: str) -> str:
 
 
 def _key(key: str) -> str:
+    if key in topology.MORE_KEYS:  # the broker would deliver the message to these keys too, or close the channel over their form
+        raise ValueError(f"it has the header {key}, which names more routing keys, and the relay sends none")
     data = _latin(key)
     if len(data) > _KEY_MAX_BYTES:
         raise ValueError(f"the header {key[:40]!r}… takes {len(data)} bytes, and a name has room for {_KEY_MAX_BYTES}")
