@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -16,7 +17,8 @@ from sagapost_chassis import db
 from sagapost_ops import errors as refusals
 from sagapost_ops import rights, roles
 from sagapost_relay import ring
-from sagapost_sandbox.testing import polling, services
+from sagapost_sandbox import packages
+from sagapost_sandbox.testing import polling, servers, services
 
 Start = Callable[[str, Mapping[str, str]], services.Service]
 CART: Final = {"user_id": 1, "user_email": "roles@example.com", "items": [{"product_id": 1, "quantity": 1, "price": "1299.99"}]}
@@ -44,6 +46,15 @@ FORBIDDEN: Final[tuple[LiteralString, ...]] = (
     "INSERT INTO outbox_bucket (bucket) VALUES (9)",
     "SELECT setval('outbox_id', 1)",
     "SELECT * FROM alembic_version",
+    "SELECT lo_creat(-1)",
+    "SELECT lo_create(0)",
+    "SELECT lo_from_bytea(0, 'mine')",
+    "SELECT lo_import('/etc/hostname')",
+    "SELECT lo_put(1, 0, 'mine')",
+    "SELECT lo_unlink(1)",
+    "SELECT lo_open(1, 131072)",
+    "SELECT lowrite(0, 'mine')",
+    "SELECT lo_truncate(0, 0)",
     "SELECT * FROM pg_authid",
     "SELECT pg_read_file('/etc/passwd')",
     "COPY (SELECT 1) TO PROGRAM 'true'",
@@ -159,12 +170,13 @@ def test_a_role_can_do_nothing_beyond_its_work(urls: Mapping[str, str], role: st
 
 @pytest.mark.parametrize("role", EVERYBODY)
 def test_a_role_enters_no_other_database_and_becomes_nobody_else(urls: Mapping[str, str], role: str) -> None:
-    """The other service's database does not let it in, and it can take no other role's rights."""
+    """The other service's database and the server's own do not let it in, and it can take no other role's rights."""
     other = "payment_service" if role.startswith("order") else "order_service"
     name = str(conninfo.conninfo_to_dict(urls[other])["dbname"])
 
-    with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
-        psycopg.connect(conninfo.make_conninfo(urls[role], dbname=name))
+    for closed in (name, "postgres", "template1"):
+        with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+            psycopg.connect(conninfo.make_conninfo(urls[role], dbname=closed))
 
     with psycopg.connect(urls[role], autocommit=True) as conn:
         for owner in ("order_user", "payment_user", "postgres", other):
@@ -334,3 +346,74 @@ def test_a_saga_moves_only_with_its_history(urls: Mapping[str, str], start_servi
     assert cancelled.status_code == 202
     with psycopg.connect(urls["order_service"]) as conn:
         assert conn.execute("SELECT state, version FROM sagas").fetchall() == [("compensating", 2)]
+
+
+def test_what_a_role_has_set_for_itself_is_reset(urls: Mapping[str, str], order_db: str) -> None:
+    """A role may always do it, for itself and for one database; `migrate up --roles` ends it."""
+    name = str(conninfo.conninfo_to_dict(order_db)["dbname"])
+    with psycopg.connect(urls["order_service"], autocommit=True) as conn:
+        conn.execute("ALTER ROLE order_service SET synchronous_commit = off")
+        conn.execute(sql.SQL("ALTER ROLE order_service IN DATABASE {} SET statement_timeout = 1").format(sql.Identifier(name)))
+
+    assert _migrate(order_db, "--roles").returncode == 0
+
+    with psycopg.connect(urls["order_service"], autocommit=True) as conn:
+        shown = [conn.execute(show).fetchone() for show in ("SHOW synchronous_commit", "SHOW statement_timeout")]
+    assert shown == [("on",), ("0",)]
+
+
+@pytest.mark.parametrize("is_superuser", [True, False])
+def test_a_server_of_another_make_is_closed_or_named(private_databases: servers.Databases, *, is_superuser: bool) -> None:
+    """A superuser's `migrate up --roles` takes large objects and the database postgres from everybody; another user's says what to do."""
+    owner = private_databases.create("order_user", "order_password", "order_db")
+    admin = conninfo.make_conninfo(private_databases.admin_dsn, dbname="order_db")
+    with psycopg.connect(admin, autocommit=True) as conn:  # as a server is that is not the sandbox's
+        conn.execute("GRANT EXECUTE ON FUNCTION lo_create, lo_from_bytea TO PUBLIC")
+        conn.execute("GRANT CONNECT, TEMPORARY ON DATABASE postgres TO PUBLIC")
+
+    done = _migrate(admin if is_superuser else owner, "--roles")
+
+    assert done.returncode == 0, done.stderr
+    order = _as(owner, "order_service")
+    if is_superuser:
+        with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+            psycopg.connect(conninfo.make_conninfo(order, dbname="postgres"))
+        with psycopg.connect(order, autocommit=True) as conn, pytest.raises(errors.InsufficientPrivilege):
+            conn.execute("SELECT lo_create(0)")
+        assert "left:" not in done.stdout
+    else:
+        assert "as a superuser: REVOKE EXECUTE ON FUNCTION lo_creat" in done.stdout
+        assert "REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC" in done.stdout
+
+
+def test_a_server_that_has_other_databases_keeps_postgres_open(private_databases: servers.Databases) -> None:
+    """They may be of somebody who enters it."""
+    private_databases.create("order_user", "order_password", "order_db")
+    private_databases.create("somebody", "somebody_password", "theirs")
+    with psycopg.connect(private_databases.admin_dsn, autocommit=True) as conn:
+        conn.execute("GRANT CONNECT ON DATABASE postgres TO PUBLIC")
+
+    assert _migrate(conninfo.make_conninfo(private_databases.admin_dsn, dbname="order_db"), "--roles").returncode == 0
+
+    psycopg.connect(private_databases.dsn("somebody", "somebody_password", "postgres")).close()
+
+
+def test_the_owner_dumps_a_database_and_restores_it(
+    private_databases: servers.Databases, pytestconfig: pytest.Config, tmp_path: pathlib.Path
+) -> None:
+    """Rights that are taken from everybody stand in the dump, and stop no restore: into a new database, or one that is closed already."""
+    found = packages.find_postgres()
+    if found is None or pytestconfig.getoption("--infra") != "native":
+        pytest.skip("a dump needs the programs of the server's version")
+    url = private_databases.create("order_user", "order_password", "order_db")
+    assert _migrate(url, "--roles").returncode == 0
+    closed = private_databases.create("order_user", "order_password", "closed")
+    with psycopg.connect(private_databases.admin_dsn, autocommit=True) as conn:
+        conn.execute("CREATE DATABASE fresh OWNER order_user TEMPLATE template0")
+    dump = tmp_path / "order.sql"
+
+    subprocess.run([found.folder / "pg_dump", "--dbname", url, "--file", dump], check=True, timeout=60)
+
+    for target in (closed, private_databases.dsn("order_user", "order_password", "fresh")):
+        line: list[str | pathlib.Path] = [found.folder / "psql", "--dbname", target, "--set", "ON_ERROR_STOP=1", "--quiet", "--file", dump]
+        assert subprocess.run(line, capture_output=True, text=True, check=False, timeout=60).returncode == 0

@@ -20,12 +20,16 @@ R = TypeVar("R")
 
 
 class Revision(msgspec.Struct, frozen=True, kw_only=True):
-    """Where one database is and where it could be; None for an empty one. `roles`: how many have been given their rights."""
+    """Where one database is and where it could be; None for an empty one.
+
+    `roles`: how many have been given their rights. `left`: what only a superuser of the server can do.
+    """
 
     database: str
     revision: str | None
     newest: str | None
     roles: int = 0
+    left: tuple[str, ...] = ()
 
 
 _only = click.option("--only", type=click.Choice(migrations.DATABASES), help="One database instead of both.")
@@ -44,7 +48,8 @@ _roles = click.option("--roles", "with_roles", is_flag=True, help="Make the role
 
     Services and relays have roles of their own with few rights: order_service, order_relay, payment_service, payment_relay.
     `up` gives those that are there their rights; `up --roles` makes them, with passwords from
-    SAGAPOST_DATABASE_PASSWORD_ORDER_SERVICE and so on; in development these have defaults.
+    SAGAPOST_DATABASE_PASSWORD_ORDER_SERVICE and so on; in development these have defaults. It resets what a role has set for
+    itself (ALTER ROLE … SET), and prints what only a superuser of the server can take from everybody.
 
     \b
       ./sagapost migrate status
@@ -71,9 +76,8 @@ def up(*, only: str | None, with_roles: bool, wait_s: float, port_offset: int, a
     passwords = {database: roles.passwords(os.environ, database) for database, _ in chosen} if with_roles else {}
     for database, url in chosen:
         revision = _patiently(url, deadline, functools.partial(migrations.upgrade, url, database))
-        if with_roles:
-            rights.make(url, database, passwords[database])
-        done.append(Revision(database=database, revision=revision, newest=revision, roles=rights.grant(url, database)))
+        left = rights.make(url, database, passwords[database]) if with_roles else ()
+        done.append(Revision(database=database, revision=revision, newest=revision, roles=rights.grant(url, database), left=left))
     _show(done, as_json=as_json)
 
 
@@ -125,3 +129,5 @@ def _show(lines: list[Revision], *, as_json: bool) -> None:
         behind = "" if line.revision == line.newest else f", behind {line.newest}: ./sagapost migrate up"
         given = f", {line.roles} roles have their rights" if line.roles else ""
         screen.out().line(f"{line.database}: {line.revision or 'empty'}{behind}{given}")
+        for sentence in line.left:
+            screen.out().line(f"  left: {sentence}")
