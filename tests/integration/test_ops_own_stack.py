@@ -54,7 +54,7 @@ def _picture(url: str) -> object:
 
 
 @pytest.mark.parametrize("arguments", [*STORIES, CHAOS], ids=" ".join)
-@pytest.mark.parametrize("mode", ["production", " Production"])
+@pytest.mark.parametrize("mode", ["production", " Production", "prod", "a file"])
 def test_production_is_refused(
     *,
     other: socket.socket,
@@ -64,14 +64,15 @@ def test_production_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With SAGAPOST_ENV=production nothing is connected to, whether or not a stack runs: exit code 2 and one sentence."""
+    """With SAGAPOST_ENV=production, in a file too, or anything that is no mode, nothing is connected to: exit code 2 and one sentence."""
     state_folder.write(tmp_path / "state", targets.Targets(gateway_url=f"http://{_address(other)}"), monkeypatch)
-    monkeypatch.setenv("SAGAPOST_ENV", mode)
+    (tmp_path / "mode").write_text("production\n")
+    monkeypatch.setenv(*(("SAGAPOST_ENV_FILE", str(tmp_path / "mode")) if mode == "a file" else ("SAGAPOST_ENV", mode)))
 
     code, said = _call(monkeypatch, capsys, arguments)
 
     assert (code, len(said.splitlines())) == (2, 1)
-    assert "SAGAPOST_ENV is production" in said
+    assert f"SAGAPOST_ENV {'is production' if mode in {'production', 'a file'} else 'must be development or production'}" in said
     assert _untouched(other)
 
 

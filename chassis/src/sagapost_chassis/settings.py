@@ -15,6 +15,8 @@ PRODUCTION: Final = "production"
 DEVELOPMENT: Final = "development"
 HOST: Final = "127.0.0.1"
 OPENED: Final = "yes"
+_MODES: Final = frozenset({DEVELOPMENT, PRODUCTION})
+_NO_MODE: Final = f"{PREFIX}ENV must be development or production"
 _CREDENTIALS: Final = re.compile(r"(?<=://)[^\s?#]*@|\b(?:password|sslpassword)\s*=\s*(?:'[^']*'|[^&\s]*)&?", re.IGNORECASE)
 _FAULTS_ONLY: Final = "SAGAPOST_CRASH"
 _RULE: Final = "rule"
@@ -64,8 +66,8 @@ class Common(Discreet, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse an environment that does not exist."""
-        if self.env not in {DEVELOPMENT, PRODUCTION}:
-            raise ValueError("SAGAPOST_ENV must be development or production")
+        if self.env not in _MODES:
+            raise ValueError(_NO_MODE)
 
     def stays_local(self) -> bool:
         """Return whether this process may listen on loopback addresses only: development lets callers in without a key."""
@@ -108,6 +110,19 @@ def read(environ: Mapping[str, str], variable: str) -> str:
     if not text:
         raise SettingsError(f"{variable}{FROM_FILE}: the file {path} is empty")
     return text
+
+
+def mode(environ: Mapping[str, str]) -> str:
+    """Return SAGAPOST_ENV as every process reads it: development when it is not set.
+
+    Raises:
+        SettingsError: it is neither development nor production, or cannot be read.
+
+    """
+    found = read(environ, f"{PREFIX}ENV") or DEVELOPMENT
+    if found not in _MODES:
+        raise SettingsError(_NO_MODE)
+    return found
 
 
 def load(cls: type[T], environ: Mapping[str, str]) -> T:

@@ -4,7 +4,6 @@ A file that cannot be written, on a full disk for instance, is written as soon a
 """
 
 import contextlib
-import os
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from sagapost_ops import plan, state
+from sagapost_ops import environment, plan, state
 from sagapost_sandbox import processes
 
 _BESIDE: Final[dict[str, tuple[str, state.Kind]]] = {
@@ -35,7 +34,7 @@ class Board:
             supervisor=supervisor,
             phase="starting",
             port_offset=wanted.options.port_offset,
-            env=os.environ.get("SAGAPOST_ENV") or "development",
+            env=environment.mode(),
             addresses=wanted.addresses,
         )
         self.phase("starting")

@@ -1,7 +1,6 @@
 """Runs the database migrations; it must not know what they contain."""
 
 import functools
-import os
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +11,8 @@ import alembic.script
 import psycopg
 import sqlalchemy
 import sqlalchemy.pool
+
+from sagapost_ops import environment
 
 DATABASES: Final = ("order", "payment")
 _LOCK: Final = 0x5A6A  # one migration per database at a time
@@ -29,7 +30,7 @@ class ForeignDatabaseError(Exception):
 
 def folder() -> Path:
     """Find the migrations: SAGAPOST_MIGRATIONS, or beside this checkout's members."""
-    return Path(os.environ.get("SAGAPOST_MIGRATIONS") or Path(__file__).parents[3] / "migrations")
+    return Path(environment.read(environment.MIGRATIONS) or Path(__file__).parents[3] / "migrations")
 
 
 def _config(database: str) -> alembic.config.Config:

@@ -10,7 +10,7 @@ import psycopg
 from psycopg import conninfo
 
 from sagapost_chassis import settings
-from sagapost_ops import client, errors, state, targets
+from sagapost_ops import client, environment, errors, state, targets
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _PORTS: Final = {"http": 80, "https": 443, "amqp": 5672, "amqps": 5671}
@@ -45,13 +45,17 @@ def find(command: str, port_offset: int) -> targets.Targets:
 
 
 def refuse_production(command: str) -> None:
-    """Refuse in production mode, and where libpq would connect elsewhere than an address says.
+    """Refuse in production mode, where SAGAPOST_ENV is neither mode, and where libpq would connect elsewhere than an address says.
 
     Raises:
         UnfitError: names the variable.
 
     """
-    if os.environ.get("SAGAPOST_ENV", "").strip().lower() == settings.PRODUCTION:
+    try:
+        is_production = environment.is_production()
+    except errors.UnfitError as exc:
+        raise errors.UnfitError(_refusal(command, exc.message)) from exc
+    if is_production:
         raise errors.UnfitError(_refusal(command, "SAGAPOST_ENV is production"))
     for variable in _REDIRECTING:
         if os.environ.get(variable):

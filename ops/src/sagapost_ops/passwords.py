@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from sagapost_chassis import production, settings
-from sagapost_ops import errors
+from sagapost_ops import environment, errors
 
 COOKIE: Final = "SAGAPOST_RABBITMQ_COOKIE"
 
@@ -13,14 +13,11 @@ def require_cookie(environ: Mapping[str, str]) -> None:
     """Refuse, with SAGAPOST_ENV=production, a weak Erlang cookie of the broker's nodes, where this call is told what it is.
 
     Raises:
-        UnfitError: it is weak, or its file cannot be read.
+        UnfitError: it is weak, or its file cannot be read, or SAGAPOST_ENV is neither mode.
 
     """
-    try:
-        text = settings.read(environ, COOKIE)
-    except settings.SettingsError as exc:
-        raise errors.UnfitError(str(exc)) from exc
-    if text and environ.get("SAGAPOST_ENV") == settings.PRODUCTION and (weak := production.cookie(text)):
+    text = environment.read(COOKIE, environ)
+    if environment.is_production(environ) and text and (weak := production.cookie(text)):
         raise errors.of_all([f"refused in production: {COOKIE}: {reason}" for reason in weak])
 
 
@@ -30,9 +27,10 @@ def chosen(
     """Read one password a name, or take its development default; with SAGAPOST_ENV=production none may be missing or weak.
 
     Raises:
-        UnfitError: names every variable that is.
+        UnfitError: names every variable that is; or SAGAPOST_ENV is neither mode.
 
     """
+    is_production = environment.is_production(environ)
     found: dict[str, str] = {}
     faults: list[str] = []
     for name in names:
@@ -41,7 +39,7 @@ def chosen(
         except settings.SettingsError as exc:
             faults.append(str(exc))
             continue
-        if environ.get("SAGAPOST_ENV") == settings.PRODUCTION:
+        if is_production:
             faults += [f"refused in production: {variable(name)}: {reason}" for reason in production.secret(found[name])]
     if faults:
         raise errors.of_all(faults)

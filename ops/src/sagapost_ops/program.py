@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from sagapost_chassis import settings
 from sagapost_ops import plan, probes, state
 from sagapost_sandbox import errors, processes
 
@@ -155,7 +156,8 @@ class Program:
 
     def _environ(self, unit: plan.Unit) -> dict[str, str]:
         # a named crash point kills the first process only: what the supervisor starts instead must live
-        inherited = {name: value for name, value in os.environ.items() if self._starts == 0 or name != _ONCE}
+        dropped = {f"{name}{settings.FROM_FILE}" for name in unit.environ} | ({_ONCE} if self._starts else set())
+        inherited = {name: value for name, value in os.environ.items() if name not in dropped}
         self._starts += 1
         return inherited | {"PYTHONUNBUFFERED": "1"} | unit.environ
 

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from sagapost_ops import errors
+from sagapost_ops import environment, errors
 from sagapost_sandbox import processes
 
 Phase = Literal["starting", "ready", "stopping", "failed"]
@@ -66,7 +66,7 @@ def checkout() -> Path:
 
 def folder(port_offset: int) -> Path:
     """Name a stack's folder: `.sagapost` beside the members, or SAGAPOST_STATE; with an offset, `-N` behind it."""
-    base = Path(os.environ.get("SAGAPOST_STATE") or checkout() / ".sagapost").absolute()
+    base = Path(environment.read(environment.STATE) or checkout() / ".sagapost").absolute()
     return base.with_name(f"{base.name}-{port_offset}") if port_offset else base
 
 

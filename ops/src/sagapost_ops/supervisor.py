@@ -16,7 +16,7 @@ from typing import Final, ParamSpec, TypedDict
 import msgspec
 
 from sagapost_chassis import sink
-from sagapost_ops import board, control, drivers, plan, program, state, versions
+from sagapost_ops import board, control, drivers, environment, plan, program, state, versions
 from sagapost_sandbox import errors, logfiles, processes
 
 PLAN_FILE: Final = "plan.json"
@@ -52,7 +52,7 @@ class Supervisor:
         self._home = home
         self._units = wanted.units
         self._report = _quiet(report)
-        self._logs = log_bounds(os.environ)
+        self._logs = log_bounds()
         self._drivers = {unit.name: drivers.make(unit, wanted.ports, home) for unit in wanted.units}
         self._ready = {unit.name: threading.Event() for unit in wanted.units}
         self._threads = {unit.name: threading.Thread(target=self._keep, args=(unit,), daemon=True) for unit in wanted.units}
@@ -233,11 +233,16 @@ def _quiet(tell: Callable[P, None]) -> Callable[P, None]:
     return told
 
 
-def log_bounds(environ: Mapping[str, str]) -> LogBounds:
-    """Return the bounds of the services' logs: SAGAPOST_LOG_BYTES and SAGAPOST_LOGS_KEPT, or what logfiles has."""
+def log_bounds(environ: Mapping[str, str] = os.environ) -> LogBounds:
+    """Return the bounds of the services' logs: SAGAPOST_LOG_BYTES and SAGAPOST_LOGS_KEPT, or what logfiles has.
+
+    Raises:
+        UnfitError: one of them cannot be read.
+
+    """
 
     def number(name: str, usual: int) -> int:
-        text = environ.get(name, "")
+        text = environment.read(name, environ)
         return int(text) if text.isdecimal() and int(text) > 0 else usual
 
     return LogBounds(size_bytes=number("SAGAPOST_LOG_BYTES", logfiles.BYTES), kept=number("SAGAPOST_LOGS_KEPT", logfiles.KEPT))

@@ -1,12 +1,11 @@
 """Where the commands find databases and broker: flags, then the environment, then the running stack; it must not connect."""
 
-import os
 from typing import Final
 
 import msgspec
 
-from sagapost_chassis import production, settings
-from sagapost_ops import errors, state
+from sagapost_chassis import production
+from sagapost_ops import environment, errors, state
 
 DATABASES: Final = ("order", "payment")
 VARIABLES: Final = {
@@ -43,13 +42,14 @@ def find(port_offset: int) -> Targets:
 
     Raises:
         NothingMatchedError: neither is there.
-        UnfitError: a file that a variable names cannot be read, or in production a connection is weak.
+        UnfitError: a file that a variable names cannot be read, SAGAPOST_ENV is neither mode, or in production a connection is weak.
 
     """
+    is_production = environment.is_production()
     given = named()
     if not given:
         return of_stack(state.running(port_offset))
-    if os.environ.get("SAGAPOST_ENV") == settings.PRODUCTION:
+    if is_production:
         weak = [f"refused in production: {VARIABLES[name]}: {reason}" for name, url in given.items() for reason in _weak(name, url)]
         if weak:
             raise errors.of_all(weak)
@@ -63,10 +63,7 @@ def named() -> dict[str, str]:
         UnfitError: a file that a variable names cannot be read.
 
     """
-    try:
-        return {field: url for field, variable in VARIABLES.items() if (url := settings.read(os.environ, variable))}
-    except settings.SettingsError as exc:
-        raise errors.UnfitError(str(exc)) from exc
+    return {field: url for field, variable in VARIABLES.items() if (url := environment.read(variable))}
 
 
 def _weak(name: str, url: str) -> list[str]:

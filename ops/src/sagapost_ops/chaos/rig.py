@@ -11,7 +11,8 @@ from typing import Final
 
 import msgspec
 
-from sagapost_ops import drivers, plan, probes, state
+from sagapost_chassis import settings
+from sagapost_ops import drivers, environment, plan, probes, state
 from sagapost_ops.chaos import schedule
 from sagapost_sandbox import errors, processes
 
@@ -20,6 +21,7 @@ READY_S: Final = 60.0
 AGAIN_S: Final = 0.3
 STOP_S: Final = 20.0
 _POLL_S: Final = 0.05
+_KEPT: Final = frozenset({environment.MIGRATIONS, environment.MIGRATIONS + settings.FROM_FILE})
 # Shorter than where customers are, so that what waits for them happens often enough: a lease that a dead relay left behind,
 # the provider's deadline (the late token charges behind it), the saga's second asking for a refund. One mail at a time: then a death of
 # the email process, between the server's 250 and the note of it, explains one second copy and no more; the verdict holds it to that.
@@ -163,5 +165,5 @@ class Rig:
 
 
 def _inherited() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SAGAPOST_") or name == "SAGAPOST_MIGRATIONS"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SAGAPOST_") or name in _KEPT}
     return kept | {"PYTHONUNBUFFERED": "1"}

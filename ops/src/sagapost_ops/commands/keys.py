@@ -1,6 +1,5 @@
 """`keys`: who may call the API, with which scopes and how often."""
 
-import os
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -10,7 +9,7 @@ import msgspec
 import rich_click as click
 
 from sagapost_contracts import access
-from sagapost_ops import database, errors, screen, targets
+from sagapost_ops import database, environment, errors, screen, targets
 from sagapost_ops.commands import options
 from sagapost_ops.dlq import run
 from sagapost_ops.keys import queries
@@ -71,10 +70,10 @@ def _rate(ctx: click.Context, param: click.Parameter, value: str | None) -> floa
 
 
 def _env(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
-    """Take the environment from the option, or else from where the services have it."""
-    env = value or os.environ.get("SAGAPOST_ENV") or "development"
+    """Take the mode from the option, or else from SAGAPOST_ENV as the services read it."""
+    env = value or environment.mode()
     if env not in access.ENVIRONMENTS:
-        raise click.BadParameter(f"SAGAPOST_ENV is {env!r}; it must be development or production", ctx, param)
+        raise click.BadParameter(f"{env!r} is no mode; it must be development or production", ctx, param)
     return env
 
 

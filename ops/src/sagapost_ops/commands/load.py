@@ -2,19 +2,15 @@
 
 import asyncio
 import itertools
-import os
 import secrets
 import time
 from pathlib import Path
-from typing import Final
 
 import rich_click as click
 
-from sagapost_ops import errors, own_stack, screen, state, targets
+from sagapost_ops import environment, errors, own_stack, screen, state, targets
 from sagapost_ops.commands import options
 from sagapost_ops.load import figures, journal, page, planning, sending, session, shop
-
-KEY_VARIABLE: Final = "SAGAPOST_API_KEY"
 
 
 def _mix(_: click.Context, __: click.Parameter, value: str) -> dict[str, float]:
@@ -89,7 +85,7 @@ def command(
 
 
 async def _load(url: str, book: journal.Journal, wanted: session.Wanted) -> sending.Load:
-    async with shop.Shop(url, token=os.environ.get(KEY_VARIABLE, "")) as counter:
+    async with shop.Shop(url, token=environment.read(environment.API_KEY)) as counter:
         load = sending.Load(counter, book)
         with session.interruptible(load):
             await session.hold(load, wanted, screen.err())

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import rich_click as click
 
-from sagapost_ops import plan, targets
+from sagapost_ops import environment, plan, targets
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,8 +20,7 @@ def port_offset(function: F) -> F:
     return click.option(
         "--port-offset",
         type=click.IntRange(0, plan.HIGHEST_OFFSET),
-        default=0,
-        envvar="SAGAPOST_PORT_OFFSET",
+        default=lambda: environment.read(environment.PORT_OFFSET) or 0,
         metavar="N",
         help="The stack whose ports are all N higher; its data lie in .sagapost-N. Otherwise SAGAPOST_PORT_OFFSET.",
     )(function)

@@ -9,7 +9,7 @@ from typing import Final
 import rich_click as click
 
 from sagapost_chassis import escaping, sink
-from sagapost_ops import drivers, errors, plan, reports, screen, state, supervisor, welcome
+from sagapost_ops import drivers, environment, errors, plan, reports, screen, state, supervisor, welcome
 from sagapost_ops.commands import down, options
 from sagapost_sandbox import errors as sandbox_errors
 from sagapost_sandbox import packages, ports, processes
@@ -43,6 +43,8 @@ _POLL_S: Final = 0.05
 @options.as_json
 def command(*, detach: bool, fresh: bool, payment_delay: float, email_delay: float, workers: int, port_offset: int, as_json: bool) -> None:
     """Start a stack unless it runs."""
+    environment.mode()  # before anything is stopped, removed or made
+    supervisor.log_bounds()
     home = state.folder(port_offset)
     wanted = plan.Options(port_offset=port_offset, payment_delay_s=payment_delay, email_delay_s=email_delay, workers=workers)
     if fresh:

@@ -1,6 +1,5 @@
 """What `saga` asks of the gateway, and what each refusal means as an exit code; it prints nothing."""
 
-import os
 import uuid
 from collections.abc import Mapping
 from typing import Final, TypeVar
@@ -9,12 +8,12 @@ from urllib.parse import urlencode
 import msgspec
 
 from sagapost_contracts import access
-from sagapost_ops import client, errors, targets
+from sagapost_ops import client, environment, errors, targets
 from sagapost_ops.saga import resources
 
 PAGE_MAX: Final = 200
 _ORDER_MAX: Final = 2**63 - 1
-_KEY: Final = "SAGAPOST_API_KEY"
+_MAKE: Final = "make one with: ./sagapost keys create --client NAME --scope ops:read"
 _AWAY: Final = frozenset({429, 502, 503, 504})
 
 T = TypeVar("T")
@@ -136,7 +135,7 @@ def checked(answer: client.Answer, *, missing: str) -> None:
     if answer.status == 404:
         raise errors.NothingMatchedError(missing)
     if answer.status == 401:
-        raise errors.UnfitError(f"{said(answer)} Set {_KEY} to one; make it with: ./sagapost keys create --client NAME --scope ops:read")
+        raise errors.UnfitError(f"{said(answer)} Set {environment.API_KEY} to one; {_MAKE}")
     if answer.status in _AWAY:
         raise errors.UnfitError(f"the gateway answered {answer.status}: {said(answer)} See ./sagapost status")
     raise errors.FailedError(f"refused ({answer.status}): {said(answer)}")
@@ -153,9 +152,9 @@ def said(answer: client.Answer) -> str:
 
 def credentials() -> dict[str, str]:
     """Give the header with the operator's key; nothing without one, which does in development."""
-    key = os.environ.get(_KEY, "")
+    key = environment.read(environment.API_KEY)
     if key and access.env_of(key) is None:
-        raise errors.UnfitError(f"{_KEY} does not hold an API key; make one with: ./sagapost keys create --client NAME --scope ops:read")
+        raise errors.UnfitError(f"{environment.API_KEY} does not hold an API key; {_MAKE}")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
