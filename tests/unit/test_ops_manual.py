@@ -1,5 +1,7 @@
 """What the documents say of commands and crash points is what the code has; examples in --help can be copied from a narrow terminal."""
 
+import contextlib
+import math
 import pathlib
 import re
 from collections.abc import Iterator
@@ -69,6 +71,32 @@ def test_an_example_stands_on_one_line_of_a_narrow_terminal(
 
     shown = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert [line for line in examples if line not in shown] == []
+
+
+@pytest.mark.parametrize("text", ["nan", "-nan", "inf", "-inf", "1e999"])
+def test_no_option_takes_what_is_no_finite_number(text: str) -> None:
+    """Walk every option of every command: none that reads a number hands `nan` or an infinity on."""
+    taken: list[str] = []
+    numbers = 0
+    for name, command in _commands():
+        for option in command.params:
+            numbers += isinstance(option.type, click.types.FloatParamType)
+            with contextlib.suppress(click.UsageError):
+                found = option.type_cast_value(click.Context(command), (text,) if option.multiple or option.nargs != 1 else text)
+                if isinstance(found, float) and not math.isfinite(found):
+                    taken.append(f"{name} {option.opts[0]}")
+
+    assert numbers > 10
+    assert taken == []
+
+
+def test_a_command_refuses_what_is_no_number(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`verify --settle nan` ends with exit code 2 and one sentence."""
+    monkeypatch.setattr("sys.argv", ["./sagapost", "verify", "--settle", "nan"])
+
+    code = cli.run()
+
+    assert (code, "'nan' is not a finite number; see: ./sagapost verify --help" in capsys.readouterr().err) == (2, True)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -64,7 +64,7 @@ def _only(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str
 @click.option("--repeat", type=click.IntRange(1, 100), default=5, show_default=True, help="Repetitions; the report shows medians.")
 @click.option("--rows", type=click.IntRange(1000, 1_000_000), default=30_000, show_default=True, help="Rows of a drain.")
 @click.option("--bytes", "size_bytes", type=click.IntRange(200, 100_000), default=300, show_default=True, help="Size of a body.")
-@click.option("--seconds", type=click.FloatRange(1, 600), default=10.0, show_default=True, help="How long a writer writes at each rate.")
+@click.option("--seconds", type=options.FloatRange(1, 600), default=10.0, show_default=True, help="How long a writer writes at each rate.")
 @click.option("--infra", type=click.Choice(("native", "docker")), default="native", show_default=True, help="Where the servers come from.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=pathlib.Path), help="Folder of the report; default: benchmarks/results.")
 @options.as_json

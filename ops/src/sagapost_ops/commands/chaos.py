@@ -46,7 +46,7 @@ def _mix(_: click.Context, __: click.Parameter, value: str) -> dict[str, float]:
 @click.option("--seed", type=click.IntRange(0), help="Repeat the schedule of another run.")
 @click.option("--checkouts", type=click.IntRange(1, 1_000_000), default=300, show_default=True, metavar="N", help="At least so many.")
 @click.option("--kills", type=click.IntRange(1, 100_000), default=30, show_default=True, metavar="K", help="At least so many deaths.")
-@click.option("--minutes", type=click.FloatRange(0.2, 600), metavar="M", help="How long; otherwise as the kills need.")
+@click.option("--minutes", type=options.FloatRange(0.2, 600), metavar="M", help="How long; otherwise as the kills need.")
 @click.option("--points", type=click.IntRange(0, 10_000), metavar="N", help="How often each crash point; otherwise one in 50 kills.")
 @click.option("--mix", callback=_mix, default=schedule.MIX, show_default=True, metavar="MIX", help="What the customers do.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the report; default: benchmarks/results.")

@@ -79,7 +79,7 @@ def _canary(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
     "--stop-on-fail", "stop_share", callback=_share, metavar="SHARE", help="Stop when this share of the replayed failed again: 20%."
 )
 @click.option(
-    "--settle", "settle_s", type=click.FloatRange(0, 1200), metavar="S", help="Seconds to wait for the outcome of a step at most."
+    "--settle", "settle_s", type=options.FloatRange(0, 1200), metavar="S", help="Seconds to wait for the outcome of a step at most."
 )
 @click.option("--max-replays", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Leave what was replayed so often.")
 @click.option("--dry-run", is_flag=True, help="Only show what would move, also with --yes.")

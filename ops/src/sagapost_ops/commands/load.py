@@ -39,15 +39,21 @@ def _mix(_: click.Context, __: click.Parameter, value: str) -> dict[str, float]:
     ./sagapost load --rps 20 --for 10 --json | jq .accept_ms
     """
 )
-@click.option("--rps", type=click.FloatRange(0.1, 5000), required=True, metavar="N", help="Checkouts a second.")
-@click.option("--for", "for_s", type=click.FloatRange(0.1, 86_400), required=True, metavar="S", help="Seconds.")
+@click.option("--rps", type=options.FloatRange(0.1, 5000), required=True, metavar="N", help="Checkouts a second.")
+@click.option("--for", "for_s", type=options.FloatRange(0.1, 86_400), required=True, metavar="S", help="Seconds.")
 @click.option("--mix", callback=_mix, default="ok=100", show_default=True, metavar="MIX", help="What the customers do: ok=90,declined=10.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with charts; it needs no network.")
 @click.option("--journal", "journal_path", type=click.Path(dir_okay=False, path_type=Path), help="File of the journal; otherwise in logs.")
 @click.option("--seed", type=click.IntRange(0), help="Repeat the arrivals of another run.")
 @click.option("--even", is_flag=True, help="Even gaps between arrivals instead of random ones (Poisson).")
 @click.option(
-    "--settle", "settle_s", type=click.FloatRange(0, 86_400), default=120, show_default=True, metavar="S", help="Seconds to wait for ends."
+    "--settle",
+    "settle_s",
+    type=options.FloatRange(0, 86_400),
+    default=120,
+    show_default=True,
+    metavar="S",
+    help="Seconds to wait for ends.",
 )
 @options.port_offset
 @options.as_json

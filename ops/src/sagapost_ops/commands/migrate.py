@@ -34,7 +34,7 @@ class Revision(msgspec.Struct, frozen=True, kw_only=True):
 
 _only = click.option("--only", type=click.Choice(migrations.DATABASES), help="One database instead of both.")
 _wait = click.option(
-    "--wait", "wait_s", type=click.FloatRange(0, 3600), default=0, metavar="S", help="Seconds to wait for a database that is not up yet."
+    "--wait", "wait_s", type=options.FloatRange(0, 3600), default=0, metavar="S", help="Seconds to wait for a database that is not up yet."
 )
 _roles = click.option("--roles", "with_roles", is_flag=True, help="Make the roles of services and relays, or set their passwords.")
 

@@ -23,7 +23,7 @@ _RETRY_S: Final = 0.2
 R = TypeVar("R")
 
 _wait = click.option(
-    "--wait", "wait_s", type=click.FloatRange(0, 3600), default=0, metavar="S", help="Seconds to wait for a broker that is not up yet."
+    "--wait", "wait_s", type=options.FloatRange(0, 3600), default=0, metavar="S", help="Seconds to wait for a broker that is not up yet."
 )
 _users = click.option(
     "--users", "with_users", is_flag=True, help="The services' users and their rights, too; needs the management interface."

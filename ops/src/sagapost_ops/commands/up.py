@@ -34,8 +34,10 @@ _POLL_S: Final = 0.05
 )
 @click.option("--detach", is_flag=True, help="Return when every service is ready, and leave it running.")
 @click.option("--fresh", is_flag=True, help="Throw away the data of earlier runs first.")
-@click.option("--payment-delay", type=click.FloatRange(0, 600), default=1, show_default=True, metavar="S", help="Seconds a payment takes.")
-@click.option("--email-delay", type=click.FloatRange(0, 600), default=2, show_default=True, metavar="S", help="Seconds a mail takes.")
+@click.option(
+    "--payment-delay", type=options.FloatRange(0, 600), default=1, show_default=True, metavar="S", help="Seconds a payment takes."
+)
+@click.option("--email-delay", type=options.FloatRange(0, 600), default=2, show_default=True, metavar="S", help="Seconds a mail takes.")
 @click.option(
     "--workers", type=click.IntRange(1, 8), default=1, show_default=True, metavar="N", help="Processes of payment, email, relays."
 )

@@ -39,7 +39,7 @@ _EVERY_S: Final = 5.0
     """
 )
 @click.option(
-    "--settle", "settle_s", type=click.FloatRange(0, 3600), default=10, show_default=True, metavar="S", help="Seconds to wait for rest."
+    "--settle", "settle_s", type=options.FloatRange(0, 3600), default=10, show_default=True, metavar="S", help="Seconds to wait for rest."
 )
 @click.option("--expect-dead", type=click.IntRange(0), default=0, metavar="N", help="Dead letters that are meant to be there.")
 @click.option(
