@@ -9,9 +9,9 @@ from sagapost_payment.settings import Settings as PaymentSettings
 
 FIELD = "retry_delays_s"
 SERVICES: dict[type[settings.Common], dict[str, str]] = {
-    OrderSettings: {"SAGAPOST_DATABASE_URL": "x", "SAGAPOST_AMQP_URL": "x"},
-    PaymentSettings: {"SAGAPOST_DATABASE_URL": "x", "SAGAPOST_AMQP_URL": "x", "SAGAPOST_PROVIDER_URL": "x"},
-    EmailSettings: {"SAGAPOST_AMQP_URL": "x", "SAGAPOST_SMTP_HOST": "x", "SAGAPOST_SMTP_PORT": "1"},
+    OrderSettings: {"SAGAPOST_DATABASE_URL": "postgresql://x", "SAGAPOST_AMQP_URL": "amqp://x"},
+    PaymentSettings: {"SAGAPOST_DATABASE_URL": "postgresql://x", "SAGAPOST_AMQP_URL": "amqp://x", "SAGAPOST_PROVIDER_URL": "http://x"},
+    EmailSettings: {"SAGAPOST_AMQP_URL": "amqp://x", "SAGAPOST_SMTP_HOST": "x", "SAGAPOST_SMTP_PORT": "1"},
 }
 
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 import rich.pretty
 
-from sagapost_chassis import settings
+from sagapost_chassis import addresses, settings
 
 
 class Example(settings.Common, frozen=True, kw_only=True):
@@ -39,7 +39,7 @@ def test_an_empty_variable_counts_as_missing() -> None:
 def test_an_unknown_environment_is_refused() -> None:
     """A typo in SAGAPOST_ENV must not start a production service in development mode."""
     with pytest.raises(settings.SettingsError, match="development or production"):
-        settings.load(Example, {"SAGAPOST_DATABASE_URL": "x", "SAGAPOST_ENV": "prod"})
+        settings.load(Example, {"SAGAPOST_DATABASE_URL": "postgresql://x", "SAGAPOST_ENV": "prod"})
 
 
 def test_a_failed_start_exits_with_2_and_one_sentence_per_fault(capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,21 +53,25 @@ def test_a_failed_start_exits_with_2_and_one_sentence_per_fault(capsys: pytest.C
 
 def test_a_url_is_shown_without_its_password() -> None:
     """Error messages may name the server, never the credentials."""
-    assert settings.without_password("postgresql://user:secret@host:5433/db") == "postgresql://host:5433/db"
+    assert addresses.shown("postgresql://user:secret@host:5433/db") == "postgresql://host:5433/db"
 
 
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        ("amqps://user:sl/ash@h:1/%2f?cafile=/ca.pem", "amqps://h:1/%2f?cafile=/ca.pem"),
-        ("postgresql://user:at@sign@host/db", "postgresql://host/db"),
-        ("postgresql://host/db?password=tell&sslmode=require", "postgresql://host/db?sslmode=require"),
-        ("host=h password='two words' dbname=db", "host=h  dbname=db"),
+        ("amqps://user:sl%2Fash@h:1/%2f?cafile=/ca.pem", "amqps://h:1/%2f"),
+        ("amqps://user:sl/ash@h:1/%2f?cafile=/ca.pem", "…"),
+        ("postgresql://user:at@sign@host/db", "…"),
+        ("postgresql://host/db?password=tell&sslmode=require", "postgresql://host/db"),
+        ("postgresql://host/db?password=te@ll", "…"),
+        ("amqp://user:p@[::1]:5672,h-2.example:5673/", "amqp://[::1]:5672,h-2.example:5673/"),
+        ("host=h password=word dbname=db", "host=h dbname=db"),
+        ("host=h password='two words' dbname=db", "…"),
     ],
 )
 def test_odd_passwords_are_not_shown_either(url: str, shown: str) -> None:
     """A slash, an at sign, a parameter, a quoted word: nothing of a password stays."""
-    assert settings.without_password(url) == shown
+    assert addresses.shown(url) == shown
 
 
 def test_no_repr_shows_a_secret() -> None:
@@ -81,13 +85,14 @@ def test_no_repr_shows_a_secret() -> None:
 
 def test_every_variable_can_come_from_a_file(tmp_path: pathlib.Path) -> None:
     """SAGAPOST_<NAME>_FILE is read, without its one last line break; what else stands in it stays."""
-    url, attempts = tmp_path / "url", tmp_path / "attempts"
-    url.write_text("postgresql://h/db \n\n", encoding="utf-8")
+    token, attempts = tmp_path / "token", tmp_path / "attempts"
+    token.write_text("a token \n\n", encoding="utf-8")
     attempts.write_text("5\r\n", encoding="utf-8")
 
-    found = settings.load(Example, {"SAGAPOST_DATABASE_URL_FILE": str(url), "SAGAPOST_ATTEMPTS_FILE": str(attempts)})
+    environ = {"SAGAPOST_DATABASE_URL": "postgresql://h/db", "SAGAPOST_TOKEN_FILE": str(token), "SAGAPOST_ATTEMPTS_FILE": str(attempts)}
+    found = settings.load(Example, environ)
 
-    assert (found.database_url, found.attempts) == ("postgresql://h/db \n", 5)
+    assert (found.token, found.attempts) == ("a token \n", 5)
 
 
 def test_a_variable_beside_its_file_is_refused(tmp_path: pathlib.Path) -> None:

@@ -84,7 +84,7 @@ def test_strong_settings_are_accepted(service: Service) -> None:
                 ({"SAGAPOST_DATABASE_URL": DATABASE.replace(SECRET, "aaaaaaaaaaaaaaaaaaaaaaaa")}, "guessed"),
                 ({"SAGAPOST_DATABASE_URL": DATABASE.replace(SECRET, "MyLongPassword-2026")}, "guessed"),
                 ({"SAGAPOST_DATABASE_URL": DATABASE.replace(f":{SECRET}", "")}, "no password"),
-                ({"SAGAPOST_DATABASE_URL": "sqlite"}, "no URL of PostgreSQL"),
+                ({"SAGAPOST_DATABASE_URL": "host=h dbname=db"}, "no URL of PostgreSQL"),
                 (_database(ssl="true"), "verified TLS"),
                 ({"SAGAPOST_DATABASE_URL": f"{DATABASE}&sslmode=disable"}, "verified TLS"),
             )
@@ -103,7 +103,6 @@ def test_strong_settings_are_accepted(service: Service) -> None:
                 (_broker("amqps://h/"), "development default"),
                 (_broker("amqps://order:9f1c4be27a60d35@h/"), "fewer than 16"),
                 (_broker("amqps://order:%61%61%61%61%61%61@h/"), "fewer than 16"),
-                (_broker("amqps://[h/"), "no URL"),
             )
         ),
         *(

@@ -1,13 +1,12 @@
 """Settings from the environment into one frozen Struct; at start it names every variable that is missing or wrong."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, TypeVar, get_args
 
 import msgspec
 
-from sagapost_chassis import escaping, loopback, production, sink
+from sagapost_chassis import addresses, escaping, loopback, production, sink
 
 PREFIX: Final = "SAGAPOST_"
 FROM_FILE: Final = "_FILE"
@@ -17,7 +16,8 @@ HOST: Final = "127.0.0.1"
 OPENED: Final = "yes"
 _MODES: Final = frozenset({DEVELOPMENT, PRODUCTION})
 _NO_MODE: Final = f"{PREFIX}ENV must be development or production"
-_CREDENTIALS: Final = re.compile(r"(?<=://)[^\s?#]*@|\b(?:password|sslpassword)\s*=\s*(?:'[^']*'|[^&\s]*)&?", re.IGNORECASE)
+_URL: Final = "_url"  # how the names of fields end that hold one
+_DATABASE: Final = "database_url"
 _FAULTS_ONLY: Final = "SAGAPOST_CRASH"
 _RULE: Final = "rule"
 
@@ -180,7 +180,10 @@ def _read_fields(
         variable = PREFIX + field.name.upper()
         try:
             text = read(environ, variable)
-            if text:
+            reason = addresses.fault(text, words=field.name.endswith(_DATABASE)) if text and field.name.endswith(_URL) else ""
+            if reason:
+                faults.append(f"{variable} {reason}")
+            elif text:
                 values[field.name] = msgspec.convert(text, field.type, strict=False)
                 if rule := _extra(field).get(_RULE):
                     texts[variable] = (rule, text)
@@ -209,8 +212,3 @@ def exit_with(sentence: str) -> NoReturn:
     """End a start that cannot succeed: the sentence on standard error, exit code 2."""
     sink.say(escaping.block(sentence))
     raise SystemExit(2)
-
-
-def without_password(url: str) -> str:
-    """Give a URL that may be shown."""
-    return _CREDENTIALS.sub("", url)

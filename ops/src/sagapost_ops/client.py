@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from sagapost_chassis import addresses
 from sagapost_ops import errors
 
 TIMEOUT_S: Final = 35.0  # longer than the longest wait that the gateway grants
@@ -26,7 +27,7 @@ class Client:
     """One kept connection to one server."""
 
     def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
-        self._url = url
+        self._shown = addresses.shown(url).rstrip("/")
         parts = urlsplit(url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=timeout_s)
@@ -53,7 +54,7 @@ class Client:
             return Answer(status=answer.status, headers={name.lower(): value for name, value in answer.getheaders()}, body=answer.read())
         except (OSError, http.client.HTTPException) as exc:
             self._connection.close()
-            raise errors.UnfitError(f"{self._url} does not answer ({type(exc).__name__}); see ./sagapost status") from exc
+            raise errors.UnfitError(f"{self._shown} does not answer ({type(exc).__name__}); see ./sagapost status") from exc
 
     def get(self, path: str, kind: type[T]) -> T:
         """Read one JSON document as `kind`.
@@ -64,8 +65,8 @@ class Client:
         """
         answer = self.call("GET", path)
         if answer.status != 200:
-            raise errors.UnfitError(f"{self._url}{path} answered {answer.status}: {answer.body[:200].decode(errors='replace')}")
+            raise errors.UnfitError(f"{self._shown}{path} answered {answer.status}: {answer.body[:200].decode(errors='replace')}")
         try:
             return msgspec.json.decode(answer.body, type=kind)
         except msgspec.MsgspecError as exc:
-            raise errors.UnfitError(f"{self._url}{path} answered something else than expected: {exc}") from exc
+            raise errors.UnfitError(f"{self._shown}{path} answered something else than expected: {exc}") from exc

@@ -4,7 +4,7 @@ from typing import Final
 
 import msgspec
 
-from sagapost_chassis import production
+from sagapost_chassis import addresses, production
 from sagapost_ops import environment, errors, state
 
 DATABASES: Final = ("order", "payment")
@@ -60,10 +60,14 @@ def named() -> dict[str, str]:
     """Return the addresses that the environment names, by field of Targets.
 
     Raises:
-        UnfitError: a file that a variable names cannot be read.
+        UnfitError: a file that a variable names cannot be read, or an address is not clear.
 
     """
-    return {field: url for field, variable in VARIABLES.items() if (url := environment.read(variable))}
+    found = {field: url for field, variable in VARIABLES.items() if (url := environment.read(variable))}
+    reasons = {field: addresses.fault(url, words=field.endswith("database_url")) for field, url in found.items()}
+    if faults := [f"{VARIABLES[field]} {reason}" for field, reason in reasons.items() if reason]:
+        raise errors.of_all(faults)
+    return found
 
 
 def _weak(name: str, url: str) -> list[str]:

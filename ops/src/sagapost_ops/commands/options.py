@@ -14,7 +14,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 class FloatRange(click.FloatRange):
     """A number between two bounds. click's own type takes `nan`, for no comparison with it is true."""
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Refuse what is no finite number."""
         found = float(super().convert(value, param, ctx))
         if not math.isfinite(found):
