@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import shlex
+import signal
 import subprocess
 import sys
 
@@ -110,6 +112,85 @@ def test_a_folder_that_is_not_ours_is_never_removed(tmp_path: pathlib.Path) -> N
     assert done.returncode == 2
     assert "was not made by sagapost" in done.stderr
     assert precious.read_text() == "mine"
+
+
+@pytest.mark.parametrize("where", ["ledgers", "."])
+def test_a_folder_that_is_busy_is_purged_later(tmp_path: pathlib.Path, where: str) -> None:
+    """A mount in the folder, or the folder itself as one, is one sentence with exit code 1, now and again; without it the purge goes on."""
+    home = tmp_path / "state"
+    (home / "ledgers").mkdir(parents=True)
+    (home / "orders").mkdir()
+    (home / state.MARK).touch()
+    purge = shlex.join([sys.executable, "-P", "-m", "sagapost_ops", "down", "--purge"])
+    script = f"mount -t tmpfs none {home / where} && touch {home}/{state.MARK} && for i in 1 2; do {purge}; echo $?; done; ls -A {home}"
+
+    busy = subprocess.run(
+        ["/usr/bin/env", "unshare", "--mount", "--map-root-user", "sh", "-c", script],
+        env=os.environ | {"SAGAPOST_STATE": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    if "unshare" in busy.stderr or "mount:" in busy.stderr:
+        pytest.skip(f"mounts are not allowed here: {busy.stderr}")
+    later = _run(tmp_path, "down", "--purge")
+
+    assert busy.stdout.split()[:2] == ["1", "1"]
+    assert state.MARK in busy.stdout.split()
+    assert "Traceback" not in busy.stderr
+    assert busy.stderr.count("cannot be removed (Device or resource busy)") == 2
+    assert (later.returncode, home.exists()) == (0, False)
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("status", "--json"), ("down",), ("completion", "bash")], ids=" ".join)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_takes_nothing_is_one_sentence(tmp_path: pathlib.Path, arguments: tuple[str, ...], unbuffered: str) -> None:
+    """On a full disk a command says so on standard error and ends with exit code 1, without a traceback."""
+    with pathlib.Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "sagapost_ops", *arguments],
+            env=os.environ | {"SAGAPOST_STATE": str(tmp_path / "state"), "PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    assert (done.returncode, done.stderr) == (1, "sagapost: the output cannot be written: No space left on device\n")
+
+
+def test_the_folder_of_a_report_is_tried_before_the_work(tmp_path: pathlib.Path) -> None:
+    """`chaos --out` starts nothing when its report could not be written."""
+    done = _run(tmp_path, "chaos", "--out", "/proc/nothing")
+
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert done.stderr.startswith("sagapost: the folder /proc/nothing cannot be written: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_during_the_start_is_no_traceback(tmp_path: pathlib.Path) -> None:
+    """Ctrl-C while modules are imported ends the process by that signal, and prints nothing."""
+    script = (
+        "import importlib, os, signal, sys; from sagapost_ops import __main__ as main\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'sagapost_ops.cli': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder()); main.main()"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path)
+
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_restored_wants_one_database(tmp_path: pathlib.Path) -> None:
+    """`restored` with both databases, or none, is a wrong call and changes nothing."""
+    for given in ((), ("--order", "--payment"), ("--payment", "--order")):
+        done = _run(tmp_path, "restored", *given)
+
+        assert (done.returncode, "say which one database went back: --order or --payment" in done.stderr) == (2, True)
 
 
 def test_an_offset_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

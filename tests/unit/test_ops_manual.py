@@ -4,6 +4,7 @@ import contextlib
 import math
 import pathlib
 import re
+import shlex
 from collections.abc import Iterator
 from typing import Final
 
@@ -97,6 +98,29 @@ def test_a_command_refuses_what_is_no_number(capsys: pytest.CaptureFixture[str],
     code = cli.run()
 
     assert (code, "'nan' is not a finite number; see: ./sagapost verify --help" in capsys.readouterr().err) == (2, True)
+
+
+def _examples() -> list[str]:
+    """Return every call that help texts and the runbook show, without what a shell does with its output."""
+    said = [(command.help or "").replace("\\\n", " ") for _, command in _commands()]
+    found = [one for text in said for one in re.findall(r"^ *\./sagapost (.*)$|see:? \./sagapost ([^.;,)\n]*)", text, re.MULTILINE)]
+    page = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+    found += re.findall(r"^ *\./sagapost (.*)$|`\./sagapost ([^`]*)`", page, re.MULTILINE)
+    return sorted({re.split(r" \| | #| > ", first or second)[0].strip() for first, second in found})
+
+
+@pytest.mark.parametrize("line", _examples())
+def test_an_example_is_a_call_that_the_command_line_takes(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call in --help texts and docs/runbook.md is parsed as if it were typed, and not run."""
+    typed = re.sub(r"\b(?:N|KEY_ID|ID|ORDER)\b", "7", line).replace("NAME", "shop")
+    monkeypatch.setattr(click.Command, "invoke", lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["./sagapost", *shlex.split(typed)])
+
+    with contextlib.suppress(SystemExit):
+        try:
+            cli.main.main(prog_name="./sagapost", standalone_mode=False)
+        except click.MissingParameter:
+            assert "--" not in line  # a command that is only named
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -1,8 +1,11 @@
 """The list of commands; each lives in a module of its own that is imported only when it is called."""
 
+import errno
 import importlib
 import logging
+import os
 import signal
+import sys
 from typing import Final
 
 import rich_click as click
@@ -34,6 +37,7 @@ _COMMANDS: Final = {
     "bench": ("bench", "Measure the relay beside what others do."),
 }
 COMPLETE: Final = "_SAGAPOST_COMPLETE"
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 _INTERRUPTED: Final = 130  # as shells have it: 128 + SIGINT
 _HELP: Final = """
 Run and operate Sagapost, a checkout that never loses, doubles or forgets an order.
@@ -81,6 +85,28 @@ def main() -> None:
 
 def run() -> int:
     """Run the command line and give its exit code; what went wrong is one sentence on standard error."""
+    code = _run()
+    lost = _lost_output()
+    if lost:
+        errors.show(f"the output cannot be written: {lost}")
+        return errors.FailedError.exit_code
+    return code
+
+
+def _lost_output() -> str:
+    """Return why what was printed could not be written; what waits for standard output is then dropped, or Python would fail at its end."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return ""
+    except OSError as exc:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        return exc.strerror or str(exc)
+    return ""
+
+
+def _run() -> int:
     logging.getLogger().addHandler(logging.NullHandler())  # libraries' warnings are not for the person at the terminal
     # Whoever ends a command, what it started ends with it: SIGTERM is Ctrl-C, also for one that was started in the background, with
     # SIGINT ignored. Not an exception of its own: raised in the middle of a task it would leave asyncio with tasks that never end.
@@ -101,8 +127,12 @@ def run() -> int:
         return exc.exit_code
     except click.Abort:
         return _INTERRUPTED
-    except Exception as exc:  # what no command expects; Python would print its message as it is
-        errors.show_unexpected(exc)
+    except Exception as exc:
+        if isinstance(exc, OSError) and exc.errno in _NO_ROOM and exc.filename is None:
+            _lost_output()
+            errors.show(f"the output cannot be written: {exc.strerror}")
+        else:  # what no command expects; Python would print its message as it is
+            errors.show_unexpected(exc)
         return errors.FailedError.exit_code
     return code if isinstance(code, int) else 0
 

@@ -84,6 +84,7 @@ def relay(
     """Hand over to benchmarks/relay and print what it found."""
     run, bench, report = _modules(infra, "run", "bench", "report")
     asked = bench.Options(repeat=repeat, rows=rows, size_bytes=size_bytes, seconds=seconds, infra=infra)
+    options.check_folder(out or run.RESULTS)
     home = state.folder(0)
     state.prepare(home)
     try:

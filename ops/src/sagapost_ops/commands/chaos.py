@@ -76,6 +76,8 @@ def command(
     """Run a campaign, write its report, fail when a promise was broken."""
     own_stack.refuse_production("chaos")
     own_stack.refuse_addresses("chaos")
+    folder = out or state.checkout() / "benchmarks" / "results"
+    options.check_folder(folder)
     chosen = secrets.randbelow(1_000_000) if seed is None else seed
     wanted = campaign.Wanted(
         seed=chosen,
@@ -98,7 +100,7 @@ def command(
     asked = f"--seed {chosen} --checkouts {checkouts} --kills {kills} --minutes {wanted.minutes:g}"
     asked += f" --points {points}" if points is not None else ""
     asked += f" --mix {found.mix}" if mix != planning.mix(schedule.MIX) else ""
-    path = _write(found, course, f"./sagapost chaos {asked}", out or state.checkout() / "benchmarks" / "results")
+    path = _write(found, course, f"./sagapost chaos {asked}", folder)
     if found.ok and not keep:
         down.remove(home)
     else:
@@ -132,7 +134,6 @@ def _prepared(port_offset: int) -> Path:
 
 
 def _write(found: report.Report, course: report.Course, line: str, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
     name = f"chaos-{time.strftime('%Y-%m-%d', time.gmtime())}-seed-{found.seed}"
     (folder / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     (folder / f"{name}.svg").write_text(report.chart(course, f"Checkouts while everything is killed, seed {found.seed}"), encoding="utf-8")

@@ -19,7 +19,7 @@ from sagapost_ops.dlq import choice, discard, letters, pages, run, shelf
     themselves are gone unless --out keeps them in a file, which is written before any of them goes. Choose by --id, --group or
     --all; --event-type, --order, --since, --until and --limit narrow that. Also takes letters that no service can read.
 
-    A saga that waits for a discarded message does not end by itself: see ./sagapost saga list --stuck 5m.
+    A saga that waits for a discarded message does not end by itself: see ./sagapost saga list --stuck.
 
     \b
     ./sagapost dlq discard payment_service_queue \\

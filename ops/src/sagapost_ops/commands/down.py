@@ -81,14 +81,36 @@ def remove(home: Path) -> bool:
 
     Raises:
         UnfitError: it is not one of ours, or belongs to somebody else.
+        FailedError: something in it cannot be removed now; the mark stays, so that the call can be repeated.
 
     """
     if not home.exists():
         return False
     if not (home / state.MARK).exists():
         raise errors.UnfitError(f"{home} was not made by sagapost and is left alone; remove it yourself if that is meant")
+    if home.is_symlink():
+        raise errors.FailedError(f"{home} is a symbolic link; let SAGAPOST_STATE name the folder itself, and call again")
     try:
-        shutil.rmtree(home)
+        _empty(home)
     except PermissionError as exc:
         raise errors.UnfitError(f"{home} holds files of another user; remove it as that user or as root") from exc
+    except OSError as exc:
+        raise errors.FailedError(
+            f"{exc.filename or home} cannot be removed ({exc.strerror or exc}); unmount or end what uses it, and call again"
+        ) from exc
     return True
+
+
+def _empty(home: Path) -> None:
+    """Remove what is in a folder, then its mark, then the folder; a folder that cannot go gets its mark back."""
+    for inside in home.iterdir():
+        if inside.is_dir() and not inside.is_symlink():
+            shutil.rmtree(inside)
+        elif inside.name != state.MARK:
+            inside.unlink()
+    (home / state.MARK).unlink()
+    try:
+        home.rmdir()
+    except OSError:
+        (home / state.MARK).touch()
+        raise

@@ -72,6 +72,8 @@ def command(
 ) -> None:
     """Send, watch, report."""
     url = targets.need(own_stack.find("load", port_offset), "gateway_url")
+    options.check_file(report)
+    options.check_file(journal_path)
     chosen = secrets.randbelow(1_000_000) if seed is None else seed
     name = f"load-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
     planned = itertools.takewhile(lambda one: one.at_s < for_s, planning.checkouts(mix, rps, seed=chosen, run=name, even=even))

@@ -1,12 +1,14 @@
 """The options that several commands share."""
 
 import math
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import rich_click as click
 
-from sagapost_ops import environment, plan, targets
+from sagapost_ops import environment, errors, plan, targets
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,6 +22,38 @@ class FloatRange(click.FloatRange):
         if not math.isfinite(found):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
         return found
+
+
+def check_file(path: Path | None) -> None:
+    """See before the work begins that a file of this name can be written afterwards.
+
+    Raises:
+        UnfitError: it cannot.
+
+    """
+    if path is None:
+        return
+    try:
+        if path.exists():
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as exc:
+        raise errors.UnfitError(f"{path} cannot be written: {exc.strerror}; name another file") from exc
+
+
+def check_folder(path: Path) -> None:
+    """Make a folder for what the work will write, and see that files can be made in it.
+
+    Raises:
+        UnfitError: it cannot be made, or takes no files.
+
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as exc:
+        raise errors.UnfitError(f"the folder {path} cannot be written: {exc.strerror}; name another one with --out") from exc
 
 
 def as_json(function: F) -> F:

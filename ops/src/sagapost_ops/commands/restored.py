@@ -54,31 +54,33 @@ class PaymentReport(msgspec.Struct, frozen=True, kw_only=True):
     ./sagapost restored --payment --yes --reason "standby promoted"
     """
 )
-@click.option("--order", "went_back", flag_value="order", help="The order database went back.")
-@click.option("--payment", "went_back", flag_value="payment", help="The payment database went back.")
+@click.option("--order", is_flag=True, help="The order database went back.")
+@click.option("--payment", is_flag=True, help="The payment database went back.")
 @click.option("--refund", is_flag=True, help="With --order: give the money of lost orders back.")
 @dlq_options.acting
 @options.port_offset
 @options.as_json
-def command(*, went_back: str | None, refund: bool, yes: bool, actor: str, reason: str | None, port_offset: int, as_json: bool) -> None:
+def command(
+    *, order: bool, payment: bool, refund: bool, yes: bool, actor: str, reason: str | None, port_offset: int, as_json: bool
+) -> None:
     """Look; with --yes, do what is needed."""
-    if went_back is None:
-        raise click.UsageError("say which database went back: --order or --payment")
-    if refund and went_back != "order":
+    if order == payment:
+        raise click.UsageError("say which one database went back: --order or --payment")
+    if refund and not order:
         raise click.UsageError("--refund goes with --order")
     dlq_options.check_reason(reason, yes=yes)
     where = targets.find(port_offset)
     console = screen.quiet() if as_json else screen.out()
-    with _both(where, writing=yes) as (order, payment):
-        _refuse_foreign_cursors(order, "order")
-        _refuse_foreign_cursors(payment, "payment")
+    with _both(where, writing=yes) as (order_conn, payment_conn):
+        _refuse_foreign_cursors(order_conn, "order")
+        _refuse_foreign_cursors(payment_conn, "payment")
         report: OrderReport | PaymentReport
-        if went_back == "order":
-            report = _order(console, where, order, payment, refund=refund, yes=yes, actor=actor, reason=reason or "")
+        if order:
+            report = _order(console, where, order_conn, payment_conn, refund=refund, yes=yes, actor=actor, reason=reason or "")
         else:
-            report = _payment(console, order, payment, yes=yes)
+            report = _payment(console, order_conn, payment_conn, yes=yes)
         if yes:
-            audit.write(order, command=f"restored --{went_back}", actor=actor, reason=reason or "", detail=report.done)
+            audit.write(order_conn, command=f"restored --{report.database}", actor=actor, reason=reason or "", detail=report.done)
     if as_json:
         screen.json(report)
     elif not yes:

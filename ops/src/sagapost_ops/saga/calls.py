@@ -147,7 +147,8 @@ def said(answer: client.Answer) -> str:
         problem = msgspec.json.decode(answer.body, type=resources.Problem)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         problem = resources.Problem()
-    return problem.detail or problem.title or answer.body[:200].decode(errors="replace") or "no reason was given."
+    sentence = problem.detail or problem.title or answer.body[:200].decode(errors="replace") or "no reason was given."
+    return " ".join((sentence, *(f"{one.pointer}: {one.code}." for one in problem.errors)))
 
 
 def credentials() -> dict[str, str]:

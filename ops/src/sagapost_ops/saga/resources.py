@@ -73,8 +73,16 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     next_cursor: str | None
 
 
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """One wrong field of a request: where it stands, as a JSON pointer, and what is wrong, as a code."""
+
+    pointer: str = ""
+    code: str = ""
+
+
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """Why the gateway refused."""
 
     title: str = ""
     detail: str = ""
+    errors: tuple[Fault, ...] = ()
