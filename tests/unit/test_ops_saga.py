@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from sagapost_ops import cli, screen
-from sagapost_ops.saga import advice, pages, resources, stream, words
+from sagapost_ops import cli, client, screen
+from sagapost_ops.saga import advice, calls, pages, resources, stream, words
 from sagapost_order import saga, states, transitions
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -272,3 +272,10 @@ def test_every_command_teaches_with_an_example(name: str, capsys: pytest.Capture
     examples = [line.strip() for line in printed.splitlines() if line.strip().startswith(f"./sagapost saga {name}")]
     assert examples
     assert all(line.count('"') % 2 == 0 and line.count("'") % 2 == 0 for line in examples)
+
+
+def test_a_refusal_names_the_wrong_fields() -> None:
+    """What a problem says of single fields is printed behind its sentence."""
+    body = b'{"title": "Invalid", "detail": "The request is wrong.", "errors": [{"pointer": "/reason", "code": "too_long"}]}'
+
+    assert calls.said(client.Answer(status=422, headers={}, body=body)) == "The request is wrong. /reason: too_long."
