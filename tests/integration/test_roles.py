@@ -227,7 +227,7 @@ def test_a_service_may_forget_by_age_and_a_relay_may_not(urls: Mapping[str, str]
 async def test_a_relay_turns_the_ring_with_its_role(urls: Mapping[str, str]) -> None:
     """LOCK, the look at what is settled, TRUNCATE, the sequence: the relay's role suffices."""
     async with await db.Connection.connect(urls["payment_relay"], autocommit=True) as conn:
-        turned = await ring.rotate(conn, 0)
+        turned = await ring.rotate(conn, ring.Pace(0, 0))
 
     assert turned == ring.Turned(rotated=True)
 

@@ -3,9 +3,7 @@
 import errno
 import importlib
 import logging
-import os
 import signal
-import sys
 from typing import Final
 
 import rich_click as click
@@ -86,24 +84,11 @@ def main() -> None:
 def run() -> int:
     """Run the command line and give its exit code; what went wrong is one sentence on standard error."""
     code = _run()
-    lost = _lost_output()
+    lost = errors.lost_output()
     if lost:
         errors.show(f"the output cannot be written: {lost}")
         return errors.FailedError.exit_code
     return code
-
-
-def _lost_output() -> str:
-    """Return why what was printed could not be written; what waits for standard output is then dropped, or Python would fail at its end."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return ""
-    except OSError as exc:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        return exc.strerror or str(exc)
-    return ""
 
 
 def _run() -> int:
@@ -129,7 +114,7 @@ def _run() -> int:
         return _INTERRUPTED
     except Exception as exc:
         if isinstance(exc, OSError) and exc.errno in _NO_ROOM and exc.filename is None:
-            _lost_output()
+            errors.lost_output()
             errors.show(f"the output cannot be written: {exc.strerror}")
         else:  # what no command expects; Python would print its message as it is
             errors.show_unexpected(exc)

@@ -6,6 +6,8 @@ CommandError
 └── NothingMatchedError  3   there was nothing to work on
 """
 
+import os
+import sys
 import traceback
 from collections.abc import Sequence
 
@@ -67,3 +69,16 @@ def show_unexpected(exc: BaseException) -> None:
     """Print the traceback of an error that no command expects, as Python does, with what its message holds escaped."""
     for one in "".join(traceback.format_exception(exc)).rstrip("\n").split("\n"):
         click.echo(escaping.line(one), err=True)
+
+
+def lost_output() -> str:
+    """Return why what was printed could not be written; what waits for standard output is then dropped, or Python would fail at its end."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return ""
+    except OSError as exc:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        return exc.strerror or str(exc)
+    return ""
