@@ -6,7 +6,7 @@ import pytest
 from integration import ops_books
 
 from sagapost_ops import database
-from sagapost_ops.restoring import order_side
+from sagapost_ops.restoring import order_side, payment_side
 from sagapost_sandbox.testing import services
 
 STATES: Final = ("created", "paid", "notified", "notify_failed", "compensating", "compensated", "compensation_failed")
@@ -57,3 +57,28 @@ def test_a_saga_is_found_only_where_it_does_not_ask_by_itself(books: ops_books.B
 
     assert found == UNAWARE
     assert _unaware(books) == []
+
+
+def test_money_that_an_operator_gave_back_is_not_given_back_again(books: ops_books.Books) -> None:
+    """After a restore the payment of a cancelled order is cancelled again if it is captured, but not when it was paid back by hand."""
+    books.change("order", "UPDATE sagas SET state = 'compensated', refunded = captured")
+    found = [_cancelled(books)]
+    books.change(
+        "order",
+        "ALTER TABLE saga_history DISABLE TRIGGER USER",
+        "GRANT UPDATE ON saga_history TO CURRENT_USER",
+        "UPDATE saga_history SET from_state = 'compensating', event = 'OperatorMarkRefunded', to_state = 'compensated'"
+        " WHERE seq = (SELECT max(seq) FROM saga_history)",
+    )
+    found.append(_cancelled(books))
+
+    assert found == [1, 0]
+
+
+def _cancelled(books: ops_books.Books) -> int:
+    where = books.where
+    with (
+        database.opened(str(where.order_database_url), "test") as order,
+        database.opened(str(where.payment_database_url), "test") as payment,
+    ):
+        return len(payment_side.look(order, payment).cancelled)

@@ -37,20 +37,28 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def look(order: database.Connection, payment: database.Connection) -> Found:
-    """Compare every saga with its payment, and the order service's outbox with payment's inbox."""
+    """Compare every saga with its payment, and the order service's outbox with payment's inbox.
+
+    A payment whose money an operator gave back by hand is not cancelled again: the provider would give it back once more.
+    """
     lost = tuple(unseen.find(order, payment, topology.PAYMENT_QUEUE))
     announced = {one.correlation_id for one in lost if one.type == "OrderCreated"}
     cancelled: list[queries.Lone] = []
     forgotten: list[queries.Lone] = []
     waiting = 0
+    by_hand: set[str] = set()
     for saga in queries.sagas(order, payment):
-        if saga.state in _CANCELLED and saga.status in _MAY_KEEP:
+        if saga.by_hand:
+            by_hand.add(str(saga.saga_id))
+        elif saga.state in _CANCELLED and saga.status in _MAY_KEEP:
             cancelled.append(saga)
-        elif saga.status is None and str(saga.saga_id) in announced:
+            continue
+        if saga.status is None and str(saga.saga_id) in announced:
             waiting += 1
         elif saga.status is None and saga.state != "created":
             forgotten.append(saga)
-    return Found(cancelled=tuple(cancelled), forgotten=tuple(forgotten), messages=lost, waiting=waiting)
+    messages = tuple(one for one in lost if one.type != "CancelPayment" or one.correlation_id not in by_hand)
+    return Found(cancelled=tuple(cancelled), forgotten=tuple(forgotten), messages=messages, waiting=waiting)
 
 
 def perform(order: database.Connection, found: Found, *, advance: Advance) -> Done:

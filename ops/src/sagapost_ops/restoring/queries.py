@@ -27,7 +27,11 @@ _PAYMENTS: Final = """
 SELECT id, saga_id, order_id, status, amount, currency, created_at FROM payments WHERE id > %(after)s ORDER BY id LIMIT %(limit)s
 """
 _SAGAS: Final = """
-SELECT order_id AS id, id AS saga_id, state, version FROM sagas WHERE order_id > %(after)s ORDER BY order_id LIMIT %(limit)s
+SELECT order_id AS id, id AS saga_id, state, version,
+       state = 'compensated' AND EXISTS (
+           SELECT FROM saga_history AS h WHERE h.saga_id = sagas.id AND h.event = 'OperatorMarkRefunded' AND h.outcome = 'applied'
+       ) AS by_hand
+  FROM sagas WHERE order_id > %(after)s ORDER BY order_id LIMIT %(limit)s
 """
 _KNOWN_SAGAS: Final = "SELECT id FROM sagas WHERE id = ANY(%(ids)s)"
 _STATES: Final = "SELECT id AS saga_id, state, refunded > 0 AS knows_refund FROM sagas WHERE id = ANY(%(ids)s)"
@@ -111,11 +115,15 @@ class Payment(Numbered, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Lone(Numbered, frozen=True, kw_only=True):
-    """A saga and what payment knows of it; `id` is the order's number, `status` None when payment has no row."""
+    """A saga and what payment knows of it; `id` is the order's number, `status` None when payment has no row.
+
+    `by_hand`: an operator gave the money back outside the provider, so that payment must not.
+    """
 
     saga_id: UUID
     state: str
     version: int
+    by_hand: bool = False
     status: str | None = None
 
 
