@@ -1,7 +1,8 @@
 """`outbox replay` against real databases, and a real relay: what was published, again, once, in order."""
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 from integration import ops_box
@@ -51,24 +52,29 @@ def test_a_replay_without_yes_shows_and_sends_nothing(box: Box, other: Box, call
 
 
 def test_a_replay_appends_confirmed_messages_once_each_in_their_order(box: Box, call: Call) -> None:
-    """Copies have new ids and transactions and the same content; what is under way or stands aside is left alone; twice is as once."""
+    """Copies have new ids and transactions, the same content and a mark; what is under way or set aside is left alone; twice is as once."""
     first = box.add(order=1, times=2)
     aside = box.add(order=2)
     box.add(order=1, shard=3)
     box.set_aside(aside)
     box.do(ops_box.PASS)
-    before = box.ask(ops_box.CONTENT, first - 1, aside - 1) + box.ask(ops_box.CONTENT, aside + 1, aside + 1)
+    before = [*_content(box, first - 1, aside - 1), *_content(box, aside + 1, aside + 1)]
     highest = box.add(order=4)
 
     runs = [call("replay", "--since", "1h", "--database", "order", "--yes", "--reason", "it's a $$ \\ test", "--json") for _ in range(2)]
     box.do(ops_box.PASS)
     again = call("replay", "--since", "1h", "--database", "order", "--json")
 
-    copies = box.ask(ops_box.CONTENT, highest + 1, highest + 1000)
+    copies = list(_content(box, highest + 1, highest + 1000))
     assert [run.json["databases"][0]["replayed"] for run in runs] == [3, 3]
-    assert copies == before * 2
+    assert copies == [row | {"headers": row["headers"] | {"x-replay-count": 1}} for row in before] * 2
     assert box.ask("SELECT count(DISTINCT xid) FROM outbox WHERE id > %s", highest) == [(2,)]
     assert again.json["databases"][0]["rows"] == 4  # three, and the one that was under way: the copies are no further messages
+
+
+def _content(box: Box, first: int, last: int) -> Iterator[dict[str, Any]]:
+    names = ("event_id", "shard", "aggregate", "type", "routing_key", "correlation_id", "headers", "payload", "created_at")
+    return (dict(zip(names, row, strict=True)) for row in box.ask(ops_box.CONTENT, first, last))
 
 
 @pytest.mark.parametrize(
