@@ -8,7 +8,7 @@ import uuid
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sagapost_chassis import privacy
@@ -121,6 +121,8 @@ def test_no_plain_address_is_left_in_any_text(local: str, around: str) -> None:
 LOCAL = "abcXYZ019!#$%&'*+/=?^_`{|}~-"
 
 
+@example(local="%09", depth=0, every=True)
+@example(local="%09", depth=1, every=False)
 @given(local=st.text(alphabet=LOCAL, min_size=1, max_size=30), depth=st.integers(0, 12), every=st.booleans())
 def test_no_part_of_an_address_is_left_however_often_it_is_encoded(*, local: str, depth: int, every: bool) -> None:
     """Every character that an address may have, the sign or everything escaped, and the escapes escaped again."""

@@ -20,7 +20,8 @@ _ADDRESS: Final = re.compile(
 _AT_SIGN: Final = re.compile(f"[{_AT}]")
 # An escape of an escape: the server decodes a path once, a client may have encoded it more than once.
 _ESCAPED: Final = re.compile(r"%(?:25)+(?=[0-9A-Fa-f]{2})")
-_DECODED_AT_MOST: Final = 4  # an escape whose digits are escaped, again and again
+_ESCAPED_AT: Final = re.compile(r"%(?:25)*40")
+_DECODED_AT_MOST: Final = 8  # an escape whose digits are escaped, again and again
 # the name of a failure, which arrivals.fingerprint makes: an exception, a file and a function; people look for it in the log
 _FINGERPRINT: Final = re.compile(
     r"(?:[a-z_]{1,40}=)?'?[A-Z][A-Za-z0-9]{0,58}(?:Error|Exception|Group)@[a-z_][a-z0-9_]{0,59}\.py:[A-Za-z_]\w{0,63}"
@@ -37,21 +38,21 @@ def scrubbed(text: str) -> str:
 
     What is only seen behind percent-encoding, of whatever depth, is replaced as well, and the text is then returned decoded.
     """
-    found = _scrubbed(text)
-    if "%" in found:
-        plain = _decoded(found)
-        hidden = _scrubbed(plain)
-        if hidden != plain:
-            return hidden
-    return found
-
-
-def _decoded(text: str) -> str:
+    found = plain = _scrubbed(text)
     for _ in range(_DECODED_AT_MOST):
-        before, text = text, urllib.parse.unquote(_ESCAPED.sub("%", text))
-        if text == before or "%" not in text:
+        if "%" not in plain:
             break
-    return text
+        decoded = _ESCAPED_AT.sub("@", plain)  # alone first: a local part may hold what looks like an escape
+        hidden = _scrubbed(decoded)
+        if hidden == decoded:
+            decoded = urllib.parse.unquote(_ESCAPED.sub("%", plain))
+            if decoded == plain:
+                break
+            hidden = _scrubbed(decoded)
+        plain = hidden
+        if hidden != decoded:
+            found = hidden
+    return found
 
 
 def _scrubbed(text: str) -> str:
