@@ -329,7 +329,7 @@ async def test_an_operator_sees_who_calls_and_what_is_refused(
 
 
 def _at_least(service: services.Service, number: int, **wanted: str) -> list[dict[str, object]]:
-    """Give the lines with these fields once there are enough; each is written after its answer, which the client may have before it."""
+    """Return the lines with these fields once there are enough: a line is written after its answer, which the client may have before."""
     lines = [line for line in service.lines() if wanted.items() <= line.items()]
     return lines if len(lines) >= number else []
 

@@ -44,6 +44,13 @@ COMMANDS: Final = (
 SECRETS: Final = ("zebra", "quagga", "12345", "678")
 
 
+def _address_all(monkeypatch: pytest.MonkeyPatch, folder: pathlib.Path, password: str) -> None:
+    """Set every address, with this password, and a state folder that holds no stack."""
+    monkeypatch.setenv("SAGAPOST_STATE", str(folder / "state"))
+    for name, url in VARIABLES.items():
+        monkeypatch.setenv(name, url.format(password))
+
+
 def _call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arguments: list[str]) -> tuple[int, str]:
     monkeypatch.setattr(sys, "argv", ["./sagapost", *arguments])
     code = cli.run()
@@ -61,9 +68,7 @@ def test_an_address_that_is_not_clear_is_named_by_its_variable(
     arguments: list[str], password: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Every command ends with exit code 2 and names the variables; neither its sentence nor a library's holds a piece of the password."""
-    monkeypatch.setenv("SAGAPOST_STATE", str(tmp_path / "state"))
-    for name, url in VARIABLES.items():
-        monkeypatch.setenv(name, url.format(password))
+    _address_all(monkeypatch, tmp_path, password)
 
     code, said = _call(monkeypatch, capfd, arguments)
 
@@ -77,9 +82,7 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(
     arguments: list[str], password: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Each command meets closed ports, and says so without a piece of the password."""
-    monkeypatch.setenv("SAGAPOST_STATE", str(tmp_path / "state"))
-    for name, url in VARIABLES.items():
-        monkeypatch.setenv(name, url.format(password))
+    _address_all(monkeypatch, tmp_path, password)
 
     code, said = _call(monkeypatch, capfd, arguments)
 

@@ -27,10 +27,6 @@ _FINGERPRINT: Final = re.compile(
     r"(?:[a-z_]{1,40}=)?'?[A-Z][A-Za-z0-9]{0,58}(?:Error|Exception|Group)@[a-z_][a-z0-9_]{0,59}\.py:[A-Za-z_]\w{0,63}"
 )
 _KEY: Final = re.compile(r"sp_(?:development|production)_[A-Za-z0-9]+")
-# UUIDs and the ids of traces hold digits enough to look like a card number now and then
-_ID: Final = re.compile(
-    r"(?<![0-9A-Za-z])(?:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9a-f]{32})(?![0-9A-Za-z])", re.IGNORECASE
-)
 
 
 def scrubbed(text: str) -> str:
@@ -61,7 +57,7 @@ def _scrubbed(text: str) -> str:
     if "sp_" in text:
         text = _KEY.sub(KEY, text)
     parts, end = [], 0
-    for found in _ID.finditer(text):
+    for found in cards.ID.finditer(text):
         parts += [cards.masked(text[end : found.start()], CARD), found[0]]
         end = found.end()
     return "".join([*parts, cards.masked(text[end:], CARD)])

@@ -22,6 +22,10 @@ _SPACE: Final = "[ \t_\\-\u00a0\u00ad\u2000-\u2015\u202f\u205f\u2060\u2212\u3000
 _RUN: Final = re.compile(rf"(?<!\d)\d(?:(?:{_DOT}|{_SPACE}{{0,3}}+)\d){{12,}}+")
 _GROUP: Final = re.compile(r"\d+")
 _BETWEEN: Final = re.compile(r"\D+")
+# UUIDs and the ids of traces hold digits enough to look like a card number now and then.
+ID: Final = re.compile(
+    r"(?<![0-9A-Za-z])(?:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9a-f]{32})(?![0-9A-Za-z])", re.IGNORECASE
+)
 # 22 to 27 and 5: Mastercard, Mir, Maestro; 3: American Express, Diners, JCB; 4: Visa; 6: Discover, UnionPay, Maestro, RuPay; 8: RuPay,
 # UnionPay; 9: Troy and other national ones. 1 is left to airlines, 0 and 7 to other industries.
 _NETWORKS: Final = re.compile(r"2[2-7]|[345689]")

@@ -16,12 +16,6 @@ SENTENCE: Final = (
 _KEY: Final = re.compile(rf'\A("?)({CHARACTERS}{{1,{LENGTH_MAX}}})\1\Z')
 
 
-# The digits of a UUID, or of 32 hexadecimal ones, are no card number.
-_ID: Final = re.compile(
-    r"(?<![0-9A-Za-z])(?:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9a-f]{32})(?![0-9A-Za-z])", re.IGNORECASE
-)
-
-
 def bare(header: str) -> str | None:
     """Return the key without its quotes, so that both spellings are the same key; None when it cannot be one."""
     found = _KEY.match(header)
@@ -31,4 +25,4 @@ def bare(header: str) -> str | None:
 
 
 def _is_private(key: str) -> bool:
-    return addresses.holds_email_address(key) or cards.holds_number_of_a_network(_ID.sub("x", key))
+    return addresses.holds_email_address(key) or cards.holds_number_of_a_network(cards.ID.sub("x", key))

@@ -11,7 +11,6 @@ from sagapost_sandbox import databases
 
 _LOCK: Final = "SELECT pg_advisory_xact_lock(23147)"  # GRANTs of two calls at once would fail over each other's catalogue rows
 _PRESENT: Final = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %(name)s)"
-# What everybody may do by default: connect to this database, make temporary tables; on databases made before PostgreSQL 15 also tables.
 _IS_SUPERUSER: Final = "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
 _IS_ALONE: Final = """
 SELECT NOT EXISTS (SELECT FROM pg_database WHERE datname NOT IN ('postgres', 'template0', 'template1', current_database()))
@@ -22,6 +21,7 @@ SELECT EXISTS (SELECT FROM pg_database WHERE datname = 'postgres' AND has_databa
 """
 # A role may set these for itself at any time, and they hold from its next session on.
 _RESET: Final = (sql.SQL("ALTER ROLE {role} RESET ALL"), sql.SQL("ALTER ROLE {role} IN DATABASE {database} RESET ALL"))
+# What everybody may do by default: connect to this database, make temporary tables; on databases made before PostgreSQL 15 also tables.
 _CLOSE: Final = (
     sql.SQL("REVOKE ALL ON DATABASE {database} FROM PUBLIC"),
     sql.SQL("REVOKE CREATE ON SCHEMA public FROM PUBLIC"),

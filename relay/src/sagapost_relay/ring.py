@@ -60,7 +60,7 @@ class Pace:
         return abs(clock.timestamp() - time.time()) <= _AGREE_S or now_s - self._began_s >= self.period_s
 
     def note(self, now_s: float) -> None:
-        """Note that the ring was turned."""
+        """Store when the ring was turned."""
         self._turned_s = now_s
 
 

@@ -44,7 +44,7 @@ def show_order_done(console: screen.Screen, found: order_side.Found, done: order
 def show_payment(console: screen.Screen, found: payment_side.Found) -> None:
     """Print what the payment database lost."""
     rows = [
-        ("sagas without a payment whose order is told again", str(found.waiting + len(found.forgotten))),
+        ("sagas without a payment whose order is announced again", str(found.waiting + len(found.forgotten))),
         ("cancelled sagas whose payment is cancelled again", str(len(found.cancelled))),
         ("messages of the order service that are published again", str(len(found.messages))),
     ]
@@ -56,7 +56,7 @@ def show_payment(console: screen.Screen, found: payment_side.Found) -> None:
 def show_payment_done(console: screen.Screen, done: payment_side.Done) -> None:
     """Print what was done."""
     console.spaced(
-        f"{done.cancelled} cancellations and {done.announced} orders are told again, {done.replayed} messages are published again. "
+        f"{done.cancelled} cancellations and {done.announced} orders are announced again, {done.replayed} messages are published again. "
         "Payment asks the provider what it took."
     )
 

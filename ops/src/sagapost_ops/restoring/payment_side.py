@@ -29,7 +29,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
-    """What was done: cancellations and orders that were told again, and messages that were published again."""
+    """What was done: cancellations and orders that were made anew, and messages that were published again."""
 
     cancelled: int
     announced: int
@@ -50,10 +50,9 @@ def look(order: database.Connection, payment: database.Connection) -> Found:
     for saga in queries.sagas(order, payment):
         if saga.by_hand:
             by_hand.add(str(saga.saga_id))
-        elif saga.state in _CANCELLED and saga.status in _MAY_KEEP:
+        if saga.state in _CANCELLED and saga.status in _MAY_KEEP and not saga.by_hand:
             cancelled.append(saga)
-            continue
-        if saga.status is None and str(saga.saga_id) in announced:
+        elif saga.status is None and str(saga.saga_id) in announced:
             waiting += 1
         elif saga.status is None and saga.state != "created":
             forgotten.append(saga)
