@@ -7,7 +7,7 @@ import msgspec
 import pytest
 import rich.pretty
 
-from sagapost_chassis import addresses, settings
+from sagapost_chassis import settings, urls
 
 
 class Example(settings.Common, frozen=True, kw_only=True):
@@ -53,7 +53,7 @@ def test_a_failed_start_exits_with_2_and_one_sentence_per_fault(capsys: pytest.C
 
 def test_a_url_is_shown_without_its_password() -> None:
     """Error messages may name the server, never the credentials."""
-    assert addresses.shown("postgresql://user:secret@host:5433/db") == "postgresql://host:5433/db"
+    assert urls.shown("postgresql://user:secret@host:5433/db") == "postgresql://host:5433/db"
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_url_is_shown_without_its_password() -> None:
 )
 def test_odd_passwords_are_not_shown_either(url: str, shown: str) -> None:
     """A slash, an at sign, a parameter, a quoted word: nothing of a password stays."""
-    assert addresses.shown(url) == shown
+    assert urls.shown(url) == shown
 
 
 def test_no_repr_shows_a_secret() -> None:

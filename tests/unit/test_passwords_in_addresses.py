@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from sagapost_chassis import addresses
+from sagapost_chassis import urls
 from sagapost_ops import cli
 
 # a password's pieces are words that stand in no sentence
@@ -146,5 +146,5 @@ def test_a_service_refuses_to_start_without_showing_the_password(variable: str, 
 def test_an_encoded_password_is_clear(password: str) -> None:
     """Whatever a password holds, written as %xx it is taken, and not shown."""
     for url in VARIABLES.values():
-        assert addresses.fault(url.format(password)) == ""
-        assert addresses.shown(url.format(password)) == url.replace("user:{}@", "")
+        assert urls.fault(url.format(password)) == ""
+        assert urls.shown(url.format(password)) == url.replace("user:{}@", "")

@@ -15,7 +15,7 @@ import psycopg
 import psycopg_pool
 from psycopg import conninfo
 
-from sagapost_chassis import addresses, errors, sessions, settings, telemetry
+from sagapost_chassis import errors, sessions, settings, telemetry, urls
 
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
@@ -197,16 +197,16 @@ async def require(url: str, name: str, *, standby_ok: bool = False) -> None:
         async with await Connection.connect(dsn, autocommit=True, prepare_threshold=None) as conn:
             wrong = await sessions.fault(conn, standby_ok=standby_ok) or await sessions.pooler_fault(conn, dsn)
     except psycopg.ProgrammingError as exc:
-        where = f"the database at {addresses.shown(url)}"
-        raise settings.CannotStartError(f"{where} cannot be used: {addresses.PARAMETERS}; correct SAGAPOST_DATABASE_URL") from exc
+        where = f"the database at {urls.shown(url)}"
+        raise settings.CannotStartError(f"{where} cannot be used: {urls.PARAMETERS}; correct SAGAPOST_DATABASE_URL") from exc
     except psycopg.Error as exc:
         reason = str(exc).strip().splitlines()[0].removeprefix("connection failed: ")
         what = "start it (./sagapost up) or correct SAGAPOST_DATABASE_URL"
         if "startup parameter" in reason or "pooling mode" in reason:
             what = "connect without the pooler, or let it use session mode and pass options on"
-        raise settings.CannotStartError(f"the database at {addresses.shown(url)} cannot be used: {reason}; {what}") from exc
+        raise settings.CannotStartError(f"the database at {urls.shown(url)} cannot be used: {reason}; {what}") from exc
     if wrong:
-        raise settings.CannotStartError(f"the database at {addresses.shown(url)} cannot be used: {wrong}")
+        raise settings.CannotStartError(f"the database at {urls.shown(url)} cannot be used: {wrong}")
 
 
 @asynccontextmanager

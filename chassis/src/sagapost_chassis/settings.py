@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, NoReturn, TypeVar, get_args
 
 import msgspec
 
-from sagapost_chassis import addresses, escaping, loopback, production, sink
+from sagapost_chassis import escaping, loopback, production, sink, urls
 
 PREFIX: Final = "SAGAPOST_"
 FROM_FILE: Final = "_FILE"
@@ -180,7 +180,7 @@ def _read_fields(
         variable = PREFIX + field.name.upper()
         try:
             text = read(environ, variable)
-            reason = addresses.fault(text, words=field.name.endswith(_DATABASE)) if text and field.name.endswith(_URL) else ""
+            reason = urls.fault(text, words=field.name.endswith(_DATABASE)) if text and field.name.endswith(_URL) else ""
             if reason:
                 faults.append(f"{variable} {reason}")
             elif text:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from sagapost_chassis import addresses
+from sagapost_chassis import urls
 from sagapost_ops import errors
 
 TIMEOUT_S: Final = 35.0  # longer than the longest wait that the gateway grants
@@ -27,7 +27,7 @@ class Client:
     """One kept connection to one server."""
 
     def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
-        self._shown = addresses.shown(url).rstrip("/")
+        self._shown = urls.shown(url).rstrip("/")
         parts = urlsplit(url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=timeout_s)

@@ -8,7 +8,7 @@ import msgspec
 import psycopg
 from psycopg import sql
 
-from sagapost_chassis import addresses
+from sagapost_chassis import urls
 from sagapost_ops import errors
 
 PATIENCE_S: Final = 60
@@ -30,9 +30,9 @@ def connect(url: str, name: str, *, writing: bool = False, patience_s: int = PAT
         if not writing:  # not among the options: an address with target_session_attrs=read-write would refuse its own session
             conn.execute("SET default_transaction_read_only = on")
     except psycopg.ProgrammingError as exc:
-        raise errors.UnfitError(f"the database at {addresses.shown(url)} cannot be used: {addresses.PARAMETERS}; correct it") from exc
+        raise errors.UnfitError(f"the database at {urls.shown(url)} cannot be used: {urls.PARAMETERS}; correct it") from exc
     except psycopg.OperationalError as exc:
-        raise errors.UnfitError(f"the database at {addresses.shown(url)} cannot be used: {_reason(exc)}; see ./sagapost status") from exc
+        raise errors.UnfitError(f"the database at {urls.shown(url)} cannot be used: {_reason(exc)}; see ./sagapost status") from exc
     return conn
 
 
@@ -45,7 +45,7 @@ def opened(url: str, name: str, *, writing: bool = False, patience_s: int = PATI
         FailedError: it gave up in the middle.
 
     """
-    where = f"the database at {addresses.shown(url)}"
+    where = f"the database at {urls.shown(url)}"
     with contextlib.closing(connect(url, name, writing=writing, patience_s=patience_s)) as conn:
         try:
             yield conn

@@ -18,7 +18,7 @@ import psycopg
 from aio_pika import exceptions
 from psycopg import sql
 
-from sagapost_chassis import addresses, amqp
+from sagapost_chassis import amqp, urls
 from sagapost_contracts import topology
 from sagapost_ops import client, database, errors, targets
 from sagapost_sandbox import errors as sandbox_errors
@@ -218,7 +218,7 @@ async def _queues(url: str) -> dict[str, Queue]:
     try:
         connection = await amqp.connect(url, "sagapost-verify")
     except amqp.BrokerUnavailableError as exc:
-        raise errors.UnfitError(f"the broker at {addresses.shown(url)} does not answer; see ./sagapost status") from exc
+        raise errors.UnfitError(f"the broker at {urls.shown(url)} does not answer; see ./sagapost status") from exc
     found: dict[str, Queue] = {}
     try:
         for wanted in topology.queues():

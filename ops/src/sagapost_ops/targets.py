@@ -4,7 +4,7 @@ from typing import Final
 
 import msgspec
 
-from sagapost_chassis import addresses, production
+from sagapost_chassis import production, urls
 from sagapost_ops import environment, errors, state
 
 DATABASES: Final = ("order", "payment")
@@ -64,7 +64,7 @@ def named() -> dict[str, str]:
 
     """
     found = {field: url for field, variable in VARIABLES.items() if (url := environment.read(variable))}
-    reasons = {field: addresses.fault(url, words=field.endswith("database_url")) for field, url in found.items()}
+    reasons = {field: urls.fault(url, words=field.endswith("database_url")) for field, url in found.items()}
     if faults := [f"{VARIABLES[field]} {reason}" for field, reason in reasons.items() if reason]:
         raise errors.of_all(faults)
     return found

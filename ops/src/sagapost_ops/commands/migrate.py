@@ -10,7 +10,7 @@ import msgspec
 import rich_click as click
 import sqlalchemy.exc
 
-from sagapost_chassis import addresses
+from sagapost_chassis import urls
 from sagapost_ops import errors, migrations, rights, roles, screen, targets
 from sagapost_ops.commands import options
 
@@ -110,17 +110,17 @@ def _patiently(url: str, deadline: float, attempt: Callable[[], R]) -> R:
             return attempt()
         except migrations.ForeignDatabaseError as exc:
             raise errors.UnfitError(
-                f"the database at {addresses.shown(url)} is not Sagapost's: {exc}; correct the address, or use an empty database"
+                f"the database at {urls.shown(url)} is not Sagapost's: {exc}; correct the address, or use an empty database"
             ) from exc
         except sqlalchemy.exc.ProgrammingError as exc:
             if getattr(exc.orig, "sqlstate", None):  # the server's, not libpq's
                 raise
-            raise errors.UnfitError(f"the database at {addresses.shown(url)} cannot be used: {addresses.PARAMETERS}; mend the URL") from exc
+            raise errors.UnfitError(f"the database at {urls.shown(url)} cannot be used: {urls.PARAMETERS}; mend the URL") from exc
         except sqlalchemy.exc.OperationalError as exc:
             if time.monotonic() > deadline:
                 reason = str(exc.orig).strip().splitlines()[-1]
                 raise errors.UnfitError(
-                    f"the database at {addresses.shown(url)} cannot be used: {reason}; start it (./sagapost up) or mend the URL"
+                    f"the database at {urls.shown(url)} cannot be used: {reason}; start it (./sagapost up) or mend the URL"
                 ) from exc
             time.sleep(_RETRY_S)
 

@@ -11,7 +11,7 @@ import msgspec
 import rich_click as click
 from aio_pika import exceptions
 
-from sagapost_chassis import addresses, amqp, topology
+from sagapost_chassis import amqp, topology, urls
 from sagapost_contracts import topology as words
 from sagapost_ops import errors, passwords, screen, targets
 from sagapost_ops.commands import options
@@ -207,7 +207,7 @@ def _ask(url: str, wait_s: float, question: Callable[[str], Coroutine[object, ob
         except topology.ForbiddenError as exc:
             raise errors.UnfitError(f"this user of the broker may not declare: {exc}; use the operator's in SAGAPOST_AMQP_URL") from exc
         except amqp.BrokerUnavailableError as exc:
-            shown = addresses.shown(url)
+            shown = urls.shown(url)
             if isinstance(exc.__cause__, (exceptions.AuthenticationError, exceptions.ProbableAuthenticationError)):
                 raise errors.UnfitError(f"the broker at {shown} does not know this user and password; correct SAGAPOST_AMQP_URL") from exc
             if time.monotonic() > deadline:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
 
-from sagapost_chassis import addresses
+from sagapost_chassis import urls
 from sagapost_contracts import topology
 from sagapost_ops import errors
 from sagapost_ops.dlq import letters, wire
@@ -29,7 +29,7 @@ def opened(url: str) -> Generator[wire.Link]:
         FailedError: it gave up in the middle.
 
     """
-    where = f"the broker at {addresses.shown(url)}"
+    where = f"the broker at {urls.shown(url)}"
     try:
         link = wire.Link(url, _NAME)
     except wire.RefusedError as exc:

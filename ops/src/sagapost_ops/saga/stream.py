@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from sagapost_chassis import addresses
+from sagapost_chassis import urls
 from sagapost_ops import client, errors
 from sagapost_ops.saga import calls, resources
 
@@ -69,7 +69,7 @@ def follow(url: str, saga_id: str, after: int, lost: Callable[[], None], *, give
                     after = row.seq
                     yield row
         if time.monotonic() - heard_s > give_up_s:
-            raise errors.UnfitError(f"{addresses.shown(url)} has not answered for {give_up_s:.0f} s; see ./sagapost status")
+            raise errors.UnfitError(f"{urls.shown(url)} has not answered for {give_up_s:.0f} s; see ./sagapost status")
         if not is_lost:
             lost()
         is_lost = True
