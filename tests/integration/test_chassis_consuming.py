@@ -17,6 +17,7 @@ import aiormq
 import prometheus_client
 import pytest
 import structlog
+from integration import queue_kit
 from pamqp import commands as spec
 
 from sagapost_chassis import amqp, consuming, errors, ids
@@ -62,27 +63,6 @@ async def _consuming(
         await task
 
 
-async def _take(url: str, queue: str, deadline_s: float = 15) -> aio_pika.abc.AbstractIncomingMessage:
-    connection = await aio_pika.connect(url)
-    async with connection:
-        channel = await connection.channel()
-        source = await channel.get_queue(queue)
-
-        async def got() -> tuple[aio_pika.abc.AbstractIncomingMessage, ...]:
-            found = await source.get(no_ack=True, fail=False)
-            return (found,) if found else ()
-
-        return (await polling.eventually(got, deadline_s))[0]
-
-
-async def _depth(url: str, queue: str) -> int:
-    connection = await aio_pika.connect(url)
-    async with connection:
-        channel = await connection.channel()
-        declared = await channel.declare_queue(queue, passive=True)
-        return declared.declaration_result.message_count or 0
-
-
 async def test_a_handled_message_is_acknowledged_and_gone(vhost: str) -> None:
     """What a handler finished is neither on the queue nor delivered again."""
     seen: list[consuming.Delivery] = []
@@ -96,7 +76,7 @@ async def test_a_handled_message_is_acknowledged_and_gone(vhost: str) -> None:
         await polling.eventually(lambda: _is(len(seen) == 1))
 
     assert (seen[0].message_id, seen[0].attempt, seen[0].message.order_id) == (sealed.message_id, 1, 7)
-    assert await _depth(vhost, QUEUE) == 0
+    assert await queue_kit.depth(vhost, QUEUE) == 0
 
 
 async def test_a_message_is_not_acknowledged_before_its_handler_returned(vhost: str) -> None:
@@ -116,7 +96,7 @@ async def test_a_message_is_not_acknowledged_before_its_handler_returned(vhost: 
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
-    again = await _take(vhost, QUEUE)
+    again = await queue_kit.take(vhost, QUEUE)
 
     assert again.message_id == str(sealed.message_id)
     assert again.redelivered
@@ -137,7 +117,7 @@ async def test_a_transient_failure_climbs_the_ladder_and_then_succeeds(vhost: st
         await polling.eventually(lambda: _is(len(attempts) == 2))
 
     assert attempts == [1, 2]
-    assert await _depth(vhost, topology.dead_letter_queue(QUEUE)) == 0
+    assert await queue_kit.depth(vhost, topology.dead_letter_queue(QUEUE)) == 0
 
 
 async def test_failures_below_the_ladders_length_cost_their_delays_and_nothing_else(vhost: str) -> None:
@@ -218,89 +198,8 @@ async def test_a_retry_that_no_queue_takes_is_not_lost(vhost: str) -> None:
             await _bind(await channel.declare_queue(step.name, durable=True, arguments=dict(step.arguments)), step)
         await polling.eventually(lambda: _is(attempts == [1, 2]), 20)
 
-    assert await _depth(vhost, QUEUE) == 0
-    assert await _depth(vhost, topology.dead_letter_queue(QUEUE)) == 0
-
-
-async def test_a_type_under_the_routing_key_of_another_service_is_a_dead_letter(vhost: str) -> None:
-    """What the sender names as the first key is not believed, and a letter that is sent back is refused again."""
-    seen: list[consuming.Delivery] = []
-
-    async def handler(delivery: consuming.Delivery) -> None:
-        seen.append(delivery)
-
-    said = events.PaymentFailed(order_id=7, saga_id=ids.uuid7(), payment_version=1, code="declined", reason="no")
-    sealed = envelope.seal(said, message_id=ids.uuid7(), source="test", time=datetime.now(UTC), causation_id=None, traceparent=None)
-    forged = amqp.message_of(sealed)
-    forged.headers |= {"x-original-routing-key": "payment.payment.failed"}
-    async with amqp.Publisher(vhost, "test") as publisher:
-        stop = asyncio.Event()
-        worker = consuming.Consumer(vhost, topology.ORDER_QUEUE, {events.PaymentFailed: handler}, publisher)
-        running = asyncio.create_task(worker.run(stop))
-        await publisher.publish(forged, exchange=topology.EXCHANGE, routing_key="email.email.sent")
-        dead = await _take(vhost, topology.dead_letter_queue(topology.ORDER_QUEUE))
-        back = aio_pika.Message(dead.body, headers=dead.headers, message_id=dead.message_id, type=dead.type, timestamp=dead.timestamp)
-        await publisher.publish(back, exchange="", routing_key=topology.ORDER_QUEUE)
-        again = await _take(vhost, topology.dead_letter_queue(topology.ORDER_QUEUE))
-        await publisher.publish(amqp.message_of(sealed), exchange=topology.EXCHANGE, routing_key=sealed.routing_key)
-        await polling.eventually(lambda: _is(len(seen) == 1))
-        stop.set()
-        await running
-
-    assert [letter.headers["x-original-routing-key"] for letter in (dead, again)] == ["email.email.sent"] * 2
-    assert "came to order_updates_queue with email.email.sent" in str(dead.headers["x-exception-message"])
-
-
-async def test_a_type_that_the_queue_is_not_bound_for_is_a_dead_letter(vhost: str) -> None:
-    """Even one that has a handler, and even when it came through the default exchange, as what is tried again does."""
-    async with amqp.Publisher(vhost, "test") as publisher:
-        stop = asyncio.Event()
-        worker = consuming.Consumer(vhost, topology.EMAIL_QUEUE, {events.CancelPayment: _never}, publisher)
-        running = asyncio.create_task(worker.run(stop))
-        await publisher.publish(amqp.message_of(_sealed()), exchange="", routing_key=topology.EMAIL_QUEUE)
-        dead = await _take(vhost, topology.dead_letter_queue(topology.EMAIL_QUEUE))
-        stop.set()
-        await running
-
-    assert dead.headers["x-exception-type"] == "ForgedError"
-
-
-async def test_a_message_with_more_routing_keys_is_a_dead_letter(vhost: str) -> None:
-    """CC is refused whatever the type, BCC, which the broker takes off, by the routing key; both are counted, and nothing is handled."""
-    before = _forged()
-    async with amqp.Publisher(vhost, "test") as publisher:
-        stop = asyncio.Event()
-        worker = consuming.Consumer(vhost, topology.ORDER_QUEUE, {events.PaymentFailed: _never}, publisher)
-        running = asyncio.create_task(worker.run(stop))
-        for name, key, others in (
-            ("CC", "payment.payment.failed", ["order.order.created"]),
-            ("CC", "order.order.cancelled", ["payment.payment.failed"]),
-            ("BCC", "order.order.cancelled", ["payment.payment.failed"]),
-        ):
-            said = events.PaymentFailed(order_id=7, saga_id=ids.uuid7(), payment_version=1, code="declined", reason="no")
-            sealed = envelope.seal(said, message_id=ids.uuid7(), source="x", time=datetime.now(UTC), causation_id=None, traceparent=None)
-            message = amqp.message_of(sealed)
-            message.headers[name] = [*others]
-            await publisher.publish(message, exchange=topology.EXCHANGE, routing_key=key)
-        dead = [await _take(vhost, topology.dead_letter_queue(topology.ORDER_QUEUE)) for _ in range(3)]
-        stop.set()
-        await running
-
-    assert [letter.headers["x-exception-type"] for letter in dead] == ["ForgedError"] * 3
-    reasons = sorted(str(letter.headers["x-exception-message"]) for letter in dead)
-    assert reasons[0].startswith("PaymentFailed has the routing key payment.payment.failed, and came to")
-    assert [reason.startswith("it carries the header CC") for reason in reasons[1:]] == [True, True]
-    assert [letter.headers.keys() & {"CC", "BCC"} for letter in dead] == [set()] * 3
-    assert _forged() == before + 3
-
-
-def _forged() -> float:
-    labels = {"queue": topology.ORDER_QUEUE, "exception_type": "ForgedError"}
-    return prometheus_client.REGISTRY.get_sample_value("sagapost_messages_dead_total", labels) or 0
-
-
-async def _never(_: consuming.Delivery) -> None:
-    raise AssertionError("this message belongs to another queue")
+    assert await queue_kit.depth(vhost, QUEUE) == 0
+    assert await queue_kit.depth(vhost, topology.dead_letter_queue(QUEUE)) == 0
 
 
 async def test_a_wish_for_a_longer_delay_skips_steps(vhost: str) -> None:
@@ -312,7 +211,7 @@ async def test_a_wish_for_a_longer_delay_skips_steps(vhost: str) -> None:
     sealed = _sealed()
     async with _consuming(vhost, handler, (1, 5, 30)) as publisher:
         await publisher.publish(amqp.message_of(sealed), exchange=topology.EXCHANGE, routing_key=sealed.routing_key)
-        waiting = await _take(vhost, topology.retry_queue(QUEUE, 30))
+        waiting = await queue_kit.take(vhost, topology.retry_queue(QUEUE, 30))
 
     assert waiting.headers["x-attempt"] == 2
 
@@ -326,7 +225,7 @@ async def test_out_of_attempts_goes_to_the_dead_letter_queue_with_the_reason(vho
     sealed, before = _sealed(), _counted("ZeroDivisionError")
     async with _consuming(vhost, handler, delays_s=(1,)) as publisher:
         await publisher.publish(amqp.message_of(sealed), exchange=topology.EXCHANGE, routing_key=sealed.routing_key)
-        dead = await _take(vhost, topology.dead_letter_queue(QUEUE))
+        dead = await queue_kit.take(vhost, topology.dead_letter_queue(QUEUE))
 
     assert dead.message_id == str(sealed.message_id)
     assert dead.body == sealed.body
@@ -354,7 +253,7 @@ async def test_a_fault_of_the_surroundings_costs_no_attempt(vhost: str) -> None:
         await polling.eventually(lambda: _is(len(attempts) == 5), 30)
 
     assert attempts == [1] * 5
-    assert await _depth(vhost, topology.dead_letter_queue(QUEUE)) == 0
+    assert await queue_kit.depth(vhost, topology.dead_letter_queue(QUEUE)) == 0
 
 
 @pytest.mark.parametrize(
@@ -381,7 +280,7 @@ async def test_what_cannot_be_read_is_dead_lettered_at_first_sight(change: dict[
     async with _consuming(vhost, handler) as publisher:
         await publisher.publish(poison, exchange="", routing_key=QUEUE)
         await publisher.publish(amqp.message_of(sealed), exchange="", routing_key=QUEUE)
-        dead = await _take(vhost, topology.dead_letter_queue(QUEUE))
+        dead = await queue_kit.take(vhost, topology.dead_letter_queue(QUEUE))
         await polling.eventually(lambda: _is(len(seen) == 1))
 
     assert dead.body == poison.body
@@ -443,7 +342,7 @@ async def test_a_late_confirm_costs_no_other_publish_its_connection(vhost: str, 
             await publish()
             assert link.connections == 1
 
-    assert await _depth(vhost, QUEUE) == 4
+    assert await queue_kit.depth(vhost, QUEUE) == 4
 
 
 async def test_a_stopping_consumer_finishes_what_it_began(vhost: str) -> None:
@@ -462,7 +361,7 @@ async def test_a_stopping_consumer_finishes_what_it_began(vhost: str) -> None:
         asyncio.get_running_loop().call_later(0.3, release.set)
 
     assert finished.is_set()
-    assert await _depth(vhost, QUEUE) == 0
+    assert await queue_kit.depth(vhost, QUEUE) == 0
 
 
 async def test_a_message_whose_task_ended_oddly_is_delivered_again(vhost: str) -> None:
@@ -479,7 +378,7 @@ async def test_a_message_whose_task_ended_oddly_is_delivered_again(vhost: str) -
         await publisher.publish(amqp.message_of(sealed), exchange=topology.EXCHANGE, routing_key=sealed.routing_key)
         await polling.eventually(lambda: _is(len(seen) == 2))
 
-    assert await _depth(vhost, QUEUE) == 0
+    assert await queue_kit.depth(vhost, QUEUE) == 0
 
 
 async def test_a_message_in_hand_for_too_long_makes_the_process_unready(vhost: str) -> None:

@@ -7,10 +7,9 @@ from collections.abc import AsyncGenerator, Callable
 from importlib import metadata
 from typing import Any
 
-import aio_pika
 import msgspec
 import pytest
-from integration import poison_frames, relay_kit
+from integration import poison_frames, queue_kit
 from integration.poison_frames import long, short
 
 from sagapost_chassis import amqp, consuming, ids
@@ -56,23 +55,6 @@ def _body(number: int, size: int = 0) -> bytes:
     return msgspec.json.encode(message).ljust(size)
 
 
-async def _take(url: str, queue: str = DEAD, deadline_s: float = 15) -> aio_pika.abc.AbstractIncomingMessage:
-    async with relay_kit.channel(url) as channel:
-        source = await channel.get_queue(queue)
-
-        async def got() -> list[aio_pika.abc.AbstractIncomingMessage]:
-            found = await source.get(no_ack=True, fail=False)
-            return [found] if found else []
-
-        found: list[aio_pika.abc.AbstractIncomingMessage] = await polling.eventually(got, deadline_s)
-        return found[0]
-
-
-async def _depth(url: str, queue: str) -> int:
-    async with relay_kit.channel(url) as channel:
-        return (await channel.declare_queue(queue, passive=True)).declaration_result.message_count or 0
-
-
 def _holds(box: Box, count: int) -> Callable[[], Any]:
     async def holds() -> bool:
         return len(box.seen) >= count
@@ -95,7 +77,7 @@ async def test_an_unreadable_property_is_a_dead_letter_and_no_lost_connection(ki
                 elif raw.publish(poison, body, QUEUE.encode()) is not None:  # a broker that refuses it may still get it another way
                     rewriter.put(len(body), poison)
                     assert raw.publish(good, body, QUEUE.encode()) is None
-        dead = await _take(vhost)
+        dead = await queue_kit.take(vhost, DEAD)
         await polling.eventually(_holds(box, 2))
 
     assert sorted(delivery.message.order_id for delivery in box.seen) == [1, 3]
@@ -109,7 +91,7 @@ async def test_an_unreadable_property_is_a_dead_letter_and_no_lost_connection(ki
     assert dead.headers.get("schema-version") == (None if kind == "nested headers" else 1)
     assert (dead.message_id == poison_id) == (kind != "message id")  # the client makes one up where there is none
     assert dead.type == (None if kind == "type" else KIND)
-    assert [await _depth(vhost, name) for name in (QUEUE, DEAD)] == [0, 0]
+    assert [await queue_kit.depth(vhost, name) for name in (QUEUE, DEAD)] == [0, 0]
 
 
 async def test_a_routing_key_that_is_no_text_is_read_past(vhost: str) -> None:
@@ -149,7 +131,7 @@ async def test_any_header_that_can_be_read_survives_the_ladder(entry: bytes, kep
     async with _consuming(vhost, vhost, box):
         with poison_frames.Publisher(vhost) as raw:
             assert raw.publish(poison_frames.listed(values), _body(1), QUEUE.encode()) is None
-        dead = await _take(vhost)
+        dead = await queue_kit.take(vhost, DEAD)
 
     added = {
         "x-delivery-count",  # the broker's, of this queue
@@ -166,7 +148,7 @@ async def test_any_header_that_can_be_read_survives_the_ladder(entry: bytes, kep
     assert (dead.headers["x-attempt"], dead.headers["x-original-routing-key"]) == (2, QUEUE)
     assert str(dead.headers["x-first-failed-at"]) < str(dead.headers["x-failed-at"])
     assert {name: value for name, value in dead.headers.items() if name not in added} == {"schema-version": 1, **kept}
-    assert await _depth(vhost, topology.EMAIL_QUEUE) == 0
+    assert await queue_kit.depth(vhost, topology.EMAIL_QUEUE) == 0
 
 
 async def test_a_body_beyond_the_limit_is_not_decoded(vhost: str) -> None:
@@ -175,7 +157,7 @@ async def test_a_body_beyond_the_limit_is_not_decoded(vhost: str) -> None:
     async with _consuming(vhost, vhost, box):
         with poison_frames.Publisher(vhost) as raw:
             assert raw.publish(poison_frames.listed(poison_frames.plain(str(ids.uuid7()), KIND)), body, QUEUE.encode()) is None
-        dead = await _take(vhost)
+        dead = await queue_kit.take(vhost, DEAD)
 
     assert dead.headers["x-exception-message"] == "a body of 1000001 bytes; at most 1000000 are read"
     assert dead.body == body
@@ -193,7 +175,7 @@ async def test_with_another_client_the_broker_sets_it_aside(vhost: str, monkeypa
         await polling.eventually(_holds(box, 1), 60)
 
         async def dead() -> bool:
-            return await _depth(vhost, DEAD) == 1
+            return await queue_kit.depth(vhost, DEAD) == 1
 
         await polling.eventually(dead, 30)
 
